@@ -1,0 +1,82 @@
+"""ndarrays to Flower ``Array`` objects and back without copying where the bytes allow it."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import Array
+
+from turnout.wire.errors import LayoutError
+from turnout.wire.flower import NUMPY_STYPE, LazyArray
+
+NDArray = np.ndarray[Any, np.dtype[Any]]
+
+BF16_STYPE: Final = "turnout.bf16"
+_READERS: Final = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def as_array(ndarray: NDArray) -> Array:
+    """Wrap ``ndarray`` as a Flower ``Array`` without copying; encoding waits until a transport needs it.
+
+    The caller must not change ``ndarray`` afterwards.
+    """
+    return LazyArray(ndarray)
+
+
+def as_bf16_array(ndarray: NDArray) -> Array:
+    """Encode a float32 array as bfloat16 (round to nearest even), which NumPy and ``.npy`` cannot express."""
+    bits = np.ascontiguousarray(ndarray, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    nan = np.isnan(ndarray)
+    if nan.any():  # Rounding up could turn a NaN's payload into infinity.
+        rounded[nan] = 0x7FC0
+    return Array("bfloat16", tuple(ndarray.shape), BF16_STYPE, rounded.tobytes())
+
+
+def view(array: Array) -> NDArray:
+    """Return the content of ``array`` as a read-only ndarray, without copying except for bfloat16.
+
+    bfloat16 comes back as float32. Raises `LayoutError` when the bytes do not hold what the array declares.
+    """
+    if isinstance(array, LazyArray):
+        return array.ndarray
+    if array.stype == NUMPY_STYPE:
+        return _npy_view(array)
+    if array.stype == BF16_STYPE:
+        return _bf16_view(array)
+    raise LayoutError(
+        f"array has stype {array.stype!r}, which cannot be read; use {NUMPY_STYPE!r} or {BF16_STYPE!r}."
+    )
+
+
+def _npy_view(array: Array) -> NDArray:
+    stream = BytesIO(array.data)
+    try:
+        shape, fortran, dtype = _READERS[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, KeyError, EOFError) as error:
+        raise LayoutError(f"array data is not a readable .npy block: {error}") from error
+    if dtype.kind not in "fiub":
+        raise LayoutError(f"array has dtype {dtype}, expected a float, integer or bool.")
+    count, offset = int(np.prod(shape, dtype=np.int64)), stream.tell()
+    if tuple(shape) != tuple(array.shape) or len(array.data) - offset != count * dtype.itemsize:
+        raise LayoutError(
+            f"array declares shape {tuple(array.shape)} but its data holds shape {tuple(shape)} in "
+            f"{len(array.data) - offset} bytes."
+        )
+    flat = np.frombuffer(array.data, dtype=dtype, count=count, offset=offset)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _bf16_view(array: Array) -> NDArray:
+    count = int(np.prod(array.shape, dtype=np.int64))
+    if len(array.data) != 2 * count:
+        raise LayoutError(
+            f"bfloat16 array of shape {tuple(array.shape)} needs {2 * count} bytes, got {len(array.data)}."
+        )
+    bits = np.frombuffer(array.data, dtype=np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(array.shape)

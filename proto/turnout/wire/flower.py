@@ -1,0 +1,145 @@
+"""The fence around Flower's private parts: nothing else in Turnout imports below flwr's public packages.
+
+Flower 1.41 makes only ``flwr.app``, ``flwr.serverapp``, ``flwr.clientapp`` and their documented submodules
+public. An engine also needs to create messages outside a Flower process, to number them, and to name the
+types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flower_contract.py` pins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import Array, Context, Error, Message, MessageType, RecordDict
+from flwr.app.user_config import UserConfigValue
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = [
+    "CLIENT_APP_RAISED",
+    "NUMPY_STYPE",
+    "LazyArray",
+    "NodeInfo",
+    "Run",
+    "error_reply",
+    "local_run",
+    "new_context",
+    "reply",
+    "request",
+    "stamp",
+]
+
+CLIENT_APP_RAISED: Final[int] = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+NUMPY_STYPE: Final = "numpy.ndarray"
+_LOCAL_RUN_ID: Final = 1
+_SERVER_NODE_ID: Final = 1
+
+
+def _ensure_identity() -> None:
+    """Give this process a Flower identity unless Flower itself has set one."""
+    for name, value in (("run_id", _LOCAL_RUN_ID), ("node_id", _SERVER_NODE_ID), ("task_id", 0)):
+        if getattr(TaskIdentity, f"_{name}") is None:
+            setattr(TaskIdentity, name, value)
+
+
+def request(
+    content: RecordDict,
+    *,
+    dst_node_id: int,
+    message_type: str = MessageType.TRAIN,
+    group_id: str = "",
+    message_id: str = "",
+) -> Message:
+    """Return an instruction message from the server to node ``dst_node_id``, on any engine."""
+    _ensure_identity()
+    message = Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
+    if message_id:
+        stamp(message, message_id)
+    return message
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Set the message's id, which Flower leaves to its SuperLink."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def reply(content: RecordDict, *, to: Message) -> Message:
+    """Return the reply of the node that received ``to``."""
+    return Message(content, reply_to=to)
+
+
+def error_reply(to: Message, reason: str, code: int = CLIENT_APP_RAISED) -> Message:
+    """Return an error reply whose source is the node that was asked, so that the drop-out is attributable."""
+    return Message(Error(code=code, reason=reason), reply_to=to)
+
+
+def new_context(
+    *,
+    node_id: int,
+    node_config: Mapping[str, UserConfigValue],
+    run_config: Mapping[str, UserConfigValue] | None = None,
+    state: RecordDict | None = None,
+) -> Context:
+    """Return a client's context; ``state`` is its persistent store (a fresh one when None)."""
+    return Context(
+        run_id=_LOCAL_RUN_ID,
+        node_id=node_id,
+        node_config=dict(node_config),
+        state=RecordDict() if state is None else state,
+        run_config=dict(run_config or {}),
+    )
+
+
+def local_run() -> Run:
+    """Return the description of a run that no SuperLink manages."""
+    return Run.create_empty(_LOCAL_RUN_ID)
+
+
+class LazyArray(Array):
+    """A Flower ``Array`` over an existing ndarray; the ``.npy`` bytes are made only if a transport asks.
+
+    Everything that handles an ``Array`` handles this one: ``.data`` encodes on first use, ``.numpy()`` copies
+    as Flower's does, `ndarray` is the zero-copy read-only view that Turnout's own code reads.
+    """
+
+    # Flower writes the class name into a serialised object's header and looks it up when reading.
+    __qualname__ = "Array"
+
+    def __init__(self, ndarray: np.ndarray[Any, np.dtype[Any]]) -> None:
+        view = ndarray.view()
+        view.flags.writeable = False
+        # Straight into __dict__: Flower's __setattr__ does change tracking that a new object does not need.
+        self.__dict__.update(
+            _ndarray=view, dtype=view.dtype.name, shape=view.shape, stype=NUMPY_STYPE, _is_dirty=True
+        )
+
+    @property
+    def ndarray(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The array itself, read-only and not copied."""
+        return self.__dict__["_ndarray"]  # type: ignore[no-any-return]
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The ``.npy`` encoding, made once."""
+        encoded: bytes | None = self.__dict__.get("_encoded")
+        if encoded is None:
+            buffer = BytesIO()
+            np.save(buffer, self.ndarray, allow_pickle=False)
+            encoded = self.__dict__["_encoded"] = buffer.getvalue()
+        return encoded
+
+    def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return a writable copy, as Flower's ``Array.numpy`` does."""
+        return self.ndarray.copy()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        mine = (self.dtype, tuple(self.shape), self.stype)
+        return mine == (other.dtype, tuple(other.shape), other.stype) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,29 @@
+"""FedProx: FedAvg whose clients are held near the global model (Li et al., arXiv 1812.06127, Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from turnout.strategies.fedavg import FedAvg
+from turnout.strategies.rounds import Instruction
+from turnout.wire import ConfigError, keys, register
+
+
+@register("fedprox", "strategy", "1812.06127")
+@dataclass(kw_only=True)
+class FedProx(FedAvg):
+    """Clients add ``(mu / 2) ||w - x||^2`` to their loss. ``proximal_mu``: mu >= 0; 0 is FedAvg."""
+
+    proximal_mu: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.proximal_mu) and self.proximal_mu >= 0):
+            raise ConfigError(f"proximal_mu must be a number >= 0, got {self.proximal_mu}.")
+
+    def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
+        """Send mu to everyone."""
+        instruction = Instruction("prox", {keys.PROXIMAL_MU: float(self.proximal_mu)})
+        return dict.fromkeys(available, instruction)

@@ -1,0 +1,113 @@
+"""FedStale: a convex combination of fresh and stale updates (Rodio and Neglia, arXiv 2405.04171).
+
+``agg = sum_{i in S} (alpha_i / p_i) (Delta_i - beta h_i) + beta sum_j alpha_j h_j``, then ``h_i <-
+Delta_i`` on S: beta = 0 is unbiased FedAvg, beta = 1 is FedVARP for heterogeneous p, and in between
+``(1 - beta) * UnbiasedFedAvg + beta * FedVARP``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from turnout.strategies.memory import open_memory
+from turnout.strategies.memory_mean import MemoryMean
+from turnout.strategies.participation import (
+    Participation,
+    ParticipationEstimator,
+    check_participation,
+    known_probability,
+)
+from turnout.strategies.rounds import Reply
+from turnout.strategies.streaming import StreamingStrategy
+from turnout.wire import ConfigError, register
+
+
+@register("fedstale", "strategy", "2405.04171")
+@dataclass(kw_only=True)
+class FedStale(StreamingStrategy):
+    """Corrects fresh updates by stored ones, as far as ``beta`` says.
+
+    beta
+        Weight of the stale part in [0, 1]. Lower it when data are alike or participation is very uneven.
+    participation
+        p_i by client id (mapping or sequence), one number for all, or ``"estimate"``: 1 / omega_i of FedAU.
+    empty_round
+        Nobody came: ``"memory"`` moves by the stale mean (needed for unbiasedness), ``"skip"`` stays.
+    max_weight
+        Bound on 1 / p_i (None: no bound); a bound limits variance and brings bias back.
+    memory
+        ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
+    """
+
+    beta: float = 0.5
+    participation: Participation = "estimate"
+    empty_round: Literal["memory", "skip"] = "memory"
+    max_weight: float | None = None
+    memory: str = "ram"
+
+    state_names: ClassVar[tuple[str, ...]] = ("stale", "estimator")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.beta <= 1.0:
+            raise ConfigError(f"beta must be in [0, 1], got {self.beta}; 0 is FedAvg, 1 is FedVARP.")
+        if self.participation is None:
+            raise ConfigError("participation must be probabilities or 'estimate', got None.")
+        check_participation(self.participation, estimate=True)
+        if self.empty_round not in ("memory", "skip"):
+            raise ConfigError(f"empty_round must be 'memory' or 'skip', got {self.empty_round!r}.")
+        if self.max_weight is not None and not self.max_weight >= 1.0:
+            raise ConfigError(f"max_weight must be at least 1 or None, got {self.max_weight}.")
+        open_memory(self.memory)
+
+    def setup(self) -> None:
+        """Start with an empty memory (h = 0)."""
+        self.stale = MemoryMean(self.x, self.memory)
+        self.estimator = ParticipationEstimator()
+
+    def begin_round(self, server_round: int, registered: Iterable[int]) -> None:
+        """Open a round."""
+        super().begin_round(server_round, registered)
+        self.stale.begin_round()
+        self._round, self._came = server_round, set[int]()
+        self._largest_weight = 0.0
+
+    def on_register(self, row: int, server_round: int) -> None:
+        """Count the client as absent from now on."""
+        self.estimator.register(row, server_round)
+
+    def inverse_probability(self, client: int) -> float:
+        """Return 1 / p of the client in this round, known or estimated from earlier rounds."""
+        if isinstance(self.participation, str):
+            inverse = self.estimator.weight(client, self._round)
+        else:
+            assert self.participation is not None
+            inverse = 1.0 / known_probability(self.participation, self.clients.entries[client].key)
+        return inverse if self.max_weight is None else min(inverse, self.max_weight)
+
+    def fold(self, reply: Reply) -> float:
+        """Add ``(alpha_i / p_i) (Delta_i - beta h_i)``, then remember Delta_i."""
+        inverse = self.inverse_probability(reply.client)
+        weight = self.alpha(reply) * inverse
+        self.sum.add(reply.update, weight, largest=reply.peak)
+        old = self.stale.get(reply.client)
+        if old is not None and self.beta:
+            self.sum.add(old, -weight * self.beta)
+        self.stale.store(reply.client, reply.update, self.alpha(reply))
+        self._came.add(reply.client)
+        self._largest_weight = max(self._largest_weight, inverse)
+        return weight
+
+    def finish(self, server_round: int) -> Any:
+        """Step along the fresh part plus beta times the mean memory of all clients before this round."""
+        skip = not self._came and self.empty_round == "skip"
+        direction = (self.sum.value() + self.beta * self.stale.total) / self.normaliser()
+        self.stale.commit(server_round)
+        self.estimator.observe(server_round, self._came)
+        return self.x if skip else self.step(direction)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Largest 1 / p used, and how many clients are remembered."""
+        return {"max-weight": self._largest_weight, "remembered-clients": float(len(self.stale))}

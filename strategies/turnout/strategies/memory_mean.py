@@ -1,0 +1,83 @@
+"""The weighted mean over all clients of their stored vectors, kept up to date in O(participants)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from turnout.strategies.exact_sum import ExactSum
+from turnout.strategies.memory import open_memory
+
+# Incremental updates round once per round; recomputing from the memory now and then undoes the drift.
+REBASE_EVERY = 200
+
+
+class MemoryMean:
+    """``sum_j a_j h_j`` over the stored vectors h_j, where a_j is the weight a client last came with.
+
+    `store` during a round leaves `total` as it was when the round began; `commit` takes the changes over.
+    """
+
+    def __init__(self, like: Any, memory: str) -> None:
+        """Store vectors shaped as ``like`` in a memory of this kind (see `open_memory`)."""
+        self.memory = open_memory(memory)
+        self.weights: dict[int, float] = {}
+        self._change = ExactSum(like)
+        self.total = self._change.value()
+
+    def __len__(self) -> int:
+        """Return how many clients have a stored vector."""
+        return len(self.memory)
+
+    def get(self, client: int) -> Any | None:
+        """Return the client's stored vector, or None."""
+        return self.memory.get(client)
+
+    def begin_round(self) -> None:
+        """Open a round."""
+        self._change.reset()
+
+    def store(self, client: int, vector: Any, weight: float = 1.0) -> None:
+        """Replace the client's vector; the old one must not be used afterwards."""
+        old = self.memory.get(client)
+        if old is not None:
+            self._change.add(old, -self.weights[client])
+        self._change.add(self.memory.put(client, vector), weight)
+        self.weights[client] = weight
+
+    def commit(self, server_round: int) -> None:
+        """Take the round's changes over into ``total``."""
+        if server_round % REBASE_EVERY == 0:
+            self.total = self.recomputed()
+        else:
+            self.total = self.total + self._change.value()
+
+    def recomputed(self) -> Any:
+        """Return the weighted sum computed afresh from the memory."""
+        fresh = ExactSum(self.total)
+        for client in self.memory.keys():  # noqa: SIM118 - not a dict
+            fresh.add(self.memory.get(client), self.weights[client])
+        return fresh.value()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the stored vectors take."""
+        return self.memory.nbytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return memory, weights and running total."""
+        clients = sorted(self.weights)
+        return {
+            "memory": self.memory.state_dict(),
+            "clients": np.array(clients, np.int64),
+            "weights": np.array([self.weights[client] for client in clients], np.float64),
+            "total": np.asarray(self.total),
+        }
+
+    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+        """Replace the content with that of `state_dict`."""
+        self.memory.load_state_dict(tree["memory"])
+        self.weights = dict(zip(tree["clients"].tolist(), tree["weights"].tolist(), strict=True))
+        self.total = np.array(tree["total"])

@@ -1,0 +1,200 @@
+"""The base of every strategy: replies are checked and folded one by one as they arrive.
+
+Here an `Algorithm` meets Flower's ``Strategy`` interface: messages, refusal of bad replies, buffers beside
+the vector, the round loop. However many clients reply, one reply is held at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from turnout.strategies.algorithm import Algorithm
+from turnout.strategies.intake import BufferMean, Intake, mean_metrics
+from turnout.strategies.loop import EvaluateFn, run_rounds
+from turnout.strategies.rounds import Callback, ClientReport, Instruction
+from turnout.wire import ParameterLayout, ReplyRejected, keys
+from turnout.wire.flower import request
+
+log = logging.getLogger("turnout.strategies")
+
+
+@dataclass(kw_only=True)
+class StreamingStrategy(Algorithm, Strategy):
+    """An `Algorithm` as a Flower strategy: for any ``Grid`` and ``ClientApp``.
+
+    Replies may come in any order, as a list or one by one, with errors or missing ones among them; the result
+    is the same to the bit.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._layout: ParameterLayout | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the algorithm's state and the buffers."""
+        return super().state_dict() | {"buffers": dict(self._buffers.values) if self._layout else {}}
+
+    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+        """Continue from a tree of `state_dict`; the model must be known (`adopt`, or `prepare`)."""
+        super().load_state_dict(tree)
+        if self._layout:
+            self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The model's layout, known from the first `configure_train` on."""
+        if self._layout is None:
+            raise RuntimeError("the strategy has no model yet; call start() or configure_train() first.")
+        return self._layout
+
+    def adopt(self, arrays: ArrayRecord) -> None:
+        """Take ``arrays`` as the initial model."""
+        self._layout = ParameterLayout.from_arrays(arrays)
+        self._buffers = BufferMean(self._layout, self._layout.buffers_of(arrays))
+        self.prepare(self._layout.flatten(arrays).copy())
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global model with its buffers, without copying."""
+        return self.layout.record(self.x, self._buffers.values)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Choose the cohort and return one request per client, all sharing one copy of the model."""
+        if self._layout is None:
+            self.adopt(arrays)
+        started = time.perf_counter()
+        available = list(grid.get_node_ids())
+        registered = grid.registered_ids() if hasattr(grid, "registered_ids") else available
+        self.seconds = {}
+        self.begin_round(server_round, registered)
+        cohort = self.select(server_round, available)
+        self._sent = self.broadcast()
+        self._intake = Intake(self.layout, self._sent, cohort, server_round)
+        self._buffers.reset()
+        self.seconds["select"] = time.perf_counter() - started
+        return list(self._requests(server_round, cohort, config))
+
+    def _requests(
+        self, server_round: int, cohort: Mapping[int, Instruction], config: ConfigRecord
+    ) -> Iterator[Message]:
+        model = self.layout.record(self._sent, self._buffers.values)
+        # Instructions are mostly one shared object: its records are made once for all who get it.
+        made: dict[int, RecordDict] = {}
+        for node, instruction in cohort.items():
+            content = made.get(id(instruction))
+            if content is None:
+                entries = {**config, **instruction.config}
+                entries[keys.SERVER_ROUND] = server_round
+                entries[keys.LOCAL_UPDATE] = instruction.local_update
+                content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
+                for name, vector in instruction.vectors.items():
+                    content[name] = self.layout.record(vector)
+                made[id(instruction)] = content
+            yield request(content, dst_node_id=node, group_id=str(server_round))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check and fold each reply as it comes, then return the new model and the mean training metrics."""
+        metrics: list[tuple[int, int, Mapping[str, float]]] = []
+        started = time.perf_counter()
+        for message in replies:
+            node = message.metadata.src_node_id
+            try:
+                parcel = self._intake.open(message)
+                row = self.clients.identify(node, parcel.client, server_round)
+                self._intake.claim(node, row)
+                self.on_register(row, server_round)
+                report = self.accept(server_round, parcel.reply(row))
+            except ReplyRejected as refused:
+                self._refuse(node, refused)
+                continue
+            report.train_loss, report.train_seconds = parcel.loss, parcel.seconds
+            report.update_norm = parcel.norm
+            if parcel.buffers is not None:
+                self._buffers.add(parcel.buffers)
+            metrics.append((report.client, parcel.num_examples, parcel.metrics))
+            del message, parcel
+        self.seconds["train"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for node in self._intake.unanswered():
+            self._book(node, "missing", "")
+        self._buffers.finish()
+        self.end_round(server_round)
+        self.seconds["finish"] = time.perf_counter() - started
+        return self.arrays(), mean_metrics(metrics, self.reports)
+
+    def _refuse(self, node: int, refused: ReplyRejected) -> None:
+        outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"
+        log.warning("client %s %s: %s", node, outcome, refused)
+        self._book(node, outcome, f"{refused.reason}: {refused}")
+
+    def _book(self, node: int, outcome: Literal["failed", "rejected", "missing"], reason: str) -> None:
+        try:
+            key = self.clients.entries[self.clients.row_of_node(node)].key
+        except KeyError:
+            key = node
+        self.reports.append(ClientReport(key, outcome, reason, role=self._intake.role(node)))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every available client to evaluate the global model."""
+        content = RecordDict(
+            {keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord({**config, keys.SERVER_ROUND: server_round})}
+        )
+        return [
+            request(content, dst_node_id=node, message_type=MessageType.EVALUATE, group_id=str(server_round))
+            for node in grid.get_node_ids()
+        ]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the clients' metrics averaged by examples; failed clients are left out."""
+        return Intake.mean_evaluation(replies)
+
+    def summary(self) -> None:
+        """Log the strategy's name and hyperparameters."""
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        log.info("%s(%s)", type(self).__name__, values)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        *,
+        resume_from: str | Path | Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Result:
+        """Run the federation for ``num_rounds`` rounds in all, as Flower's ``start`` does.
+
+        ``resume_from`` is a checkpoint file or its tree: the run goes on after its round, bit for bit.
+        ``callbacks`` see each round's `RoundReport`. Clients evaluate only if ``evaluate_config`` is given.
+        """
+        return run_rounds(
+            self,
+            grid,
+            initial_arrays,
+            num_rounds=num_rounds,
+            timeout=timeout,
+            train_config=train_config,
+            evaluate_config=evaluate_config,
+            evaluate_fn=evaluate_fn,
+            resume_from=resume_from,
+            callbacks=callbacks,
+        )
