@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
-from flwr.app import Array, Context, Error, Message, MessageType, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.app.user_config import UserConfigValue
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
@@ -28,12 +38,15 @@ __all__ = [
     "error_reply",
     "local_run",
     "new_context",
+    "records_of",
     "reply",
     "request",
     "stamp",
 ]
 
 CLIENT_APP_RAISED: Final[int] = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+
 NUMPY_STYPE: Final = "numpy.ndarray"
 _LOCAL_RUN_ID: Final = 1
 _SERVER_NODE_ID: Final = 1
@@ -92,6 +105,15 @@ def new_context(
         state=RecordDict() if state is None else state,
         run_config=dict(run_config or {}),
     )
+
+
+def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
+    """Return the records of one kind, such as ``ArrayRecord``, by name.
+
+    Flower's own ``content.array_records`` makes a reference cycle, so that each reply it was used on would stay
+    in memory until the garbage collector runs: twenty models and more.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def local_run() -> Run:

@@ -15,10 +15,9 @@ from typing import Any, Final
 import numpy as np
 from array_api_compat import array_namespace
 
+from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.wire.arrays import NDArray
 
-# Elements per block: term, scratch and accumulator (1.3 MB together) stay in a core's cache.
-_BLOCK: Final = 65_536
 # One accumulator holds terms whose peaks lie within a factor 2**_WIDTH ...
 _WIDTH: Final = 8
 # ... and may add up 2**(_HEADROOM + 1) of them before a float64 could round.
@@ -111,14 +110,18 @@ def _zeros(like: Any) -> Any:
 
 def _fold(accumulator: NDArray, vector: NDArray, weight: float, magic: float) -> None:
     """``accumulator += round_to_grid(weight * vector)`` in one pass over memory, block by block."""
-    size = accumulator.size
-    scratch = np.empty(min(size, _BLOCK))
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        term = scratch[: stop - start]
-        np.copyto(term, vector[start:stop])
-        if weight != 1.0:
-            term *= weight
-        term += magic
-        term -= magic
-        accumulator[start:stop] += term
+
+    def piece(begin: int, end: int) -> list[None]:
+        scratch = np.empty(min(end - begin, BLOCK))
+        for start in range(begin, end, BLOCK):
+            stop = min(start + BLOCK, end)
+            term = scratch[: stop - start]
+            np.copyto(term, vector[start:stop])
+            if weight != 1.0:
+                term *= weight
+            term += magic
+            term -= magic
+            accumulator[start:stop] += term
+        return []
+
+    blockwise(accumulator.size, piece)

@@ -10,15 +10,16 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys
+from turnout.wire.flower import records_of
 
 # A float32 sum of squares of such values still is finite, and no honest model comes near.
 _LARGEST: Final = 1e18
 _MAX_EXAMPLES: Final = 2**40
 _MAX_METRICS: Final = 256
-_BLOCK: Final = 65_536
 
 
 @dataclass(slots=True)
@@ -89,15 +90,16 @@ class Intake:
         examples = _whole(metrics, keys.NUM_EXAMPLES, 1, _MAX_EXAMPLES)
         client = _whole(metrics, keys.CLIENT_ID, -(2**63), 2**63 - 1, default=node)
         try:
-            update, peak, norm = self._vector(content, instruction)
+            arrays = records_of(content, ArrayRecord)
+            update, peak, norm = self._vector(arrays, instruction)
             vectors = {
                 name: self._extra(name, record)
-                for name, record in content.array_records.items()
+                for name, record in arrays.items()
                 if name not in (keys.ARRAYS, keys.GRADIENT)
             }
             buffers = (
-                self._layout.buffers_of(content.array_records[keys.ARRAYS])
-                if self._layout.buffers and keys.ARRAYS in content.array_records
+                self._layout.buffers_of(arrays[keys.ARRAYS])
+                if self._layout.buffers and keys.ARRAYS in arrays
                 else None
             )
         except LayoutError as error:
@@ -120,14 +122,16 @@ class Intake:
             metrics,
         )
 
-    def _vector(self, content: RecordDict, instruction: Instruction) -> tuple[NDArray, float, float]:
+    def _vector(
+        self, arrays: Mapping[str, ArrayRecord], instruction: Instruction
+    ) -> tuple[NDArray, float, float]:
         """Return the reply's vector as the instruction reads it, its largest absolute value and norm."""
         name = keys.GRADIENT if instruction.reply == "gradient" else keys.ARRAYS
-        if name not in content.array_records:
+        if name not in arrays:
             raise LayoutError(
                 f"record {name!r} is missing; a {instruction.local_update!r} reply must have it."
             )
-        record = content.array_records[name]
+        record = arrays[name]
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         minus = self._sent if instruction.reply == "update" else None
         return self._check(vector, minus, self._staging, name)
@@ -140,22 +144,28 @@ class Intake:
         self, vector: NDArray, minus: NDArray | None, out: NDArray, name: str
     ) -> tuple[NDArray, float, float]:
         """Copy ``vector - minus`` to ``out`` block by block; refuse what is not finite or absurd."""
-        largest, squares = 0.0, 0.0
-        for start in range(0, vector.size, _BLOCK):
-            block = out[start : start + _BLOCK]
-            if minus is None:
-                block[...] = vector[start : start + _BLOCK]
-            else:
-                with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: refused just below.
-                    np.subtract(vector[start : start + _BLOCK], minus[start : start + _BLOCK], out=block)
-            high, low = float(block.max()), float(block.min())
-            if not (high < _LARGEST and low > -_LARGEST):  # False for NaN too.
-                if math.isfinite(high) and math.isfinite(low):
-                    raise ReplyRejected("too-large", f"{name!r} holds values beyond {_LARGEST:g}.")
-                raise ReplyRejected("non-finite", f"{name!r} holds NaN or infinity.")
-            largest = max(largest, high, -low)
-            squares += float(np.dot(block, block))
-        return out, largest, math.sqrt(squares)
+
+        def piece(begin: int, end: int) -> list[tuple[float, float, float]]:
+            figures = []
+            for start in range(begin, end, BLOCK):
+                stop = min(start + BLOCK, end)
+                block = out[start:stop]
+                if minus is None:
+                    block[...] = vector[start:stop]
+                else:
+                    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: refused just below.
+                        np.subtract(vector[start:stop], minus[start:stop], out=block)
+                high, low = float(block.max()), float(block.min())
+                if not (high < _LARGEST and low > -_LARGEST):  # False for NaN too.
+                    if math.isfinite(high) and math.isfinite(low):
+                        raise ReplyRejected("too-large", f"{name!r} holds values beyond {_LARGEST:g}.")
+                    raise ReplyRejected("non-finite", f"{name!r} holds NaN or infinity.")
+                figures.append((high, low, float(np.dot(block, block))))
+            return figures
+
+        figures = blockwise(vector.size, piece)
+        largest = max(max(high, -low) for high, low, _ in figures)
+        return out, largest, math.sqrt(math.fsum(squares for _, _, squares in figures))
 
     @staticmethod
     def mean_evaluation(replies: Iterable[Message]) -> MetricRecord | None:
@@ -208,7 +218,7 @@ class BufferMean:
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
     """Return the scalar metrics of a reply; raise `ReplyRejected` when there are none, or far too many."""
-    records = content.metric_records
+    records = records_of(content, MetricRecord)
     if keys.METRICS not in records and len(records) != 1:
         raise ReplyRejected("no-metrics", f"record {keys.METRICS!r} is missing.")
     record = records[keys.METRICS] if keys.METRICS in records else next(iter(records.values()))
