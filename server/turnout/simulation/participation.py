@@ -1,0 +1,78 @@
+"""Who takes part in which round: the one interface that decides a client's availability."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from turnout.simulation.probabilities import Probabilities, check_num_clients
+from turnout.wire.errors import ConfigError
+from turnout.wire.registry import register
+
+Mask = npt.NDArray[np.bool_]
+
+# Spawn keys of SeedSequence: they keep these draws apart from everything else seeded by the same number.
+START_STREAM: Final = 0x7475726E
+ROUND_STREAM: Final = 0x6F757400
+
+
+class ParticipationModel(ABC):
+    """Decides, for each round, which of ``num_clients`` clients take part.
+
+    A mask is a pure function of the model's settings, its seed and the round: it does not matter which rounds
+    were asked for before, so a resumed run, a simulated and a live federation all see the same participation.
+    """
+
+    def __init__(self, probabilities: Probabilities) -> None:
+        self._probabilities = probabilities
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients N."""
+        return int(self._probabilities.size)
+
+    @property
+    def probabilities(self) -> Probabilities:
+        """The probabilities the model was given, shape (N,), client 0 first."""
+        return self._probabilities
+
+    @property
+    def rates(self) -> Probabilities:
+        """The long-run fraction of rounds in which each client takes part, shape (N,)."""
+        return self._probabilities
+
+    def mask(self, server_round: int) -> Mask:
+        """Return who takes part in ``server_round``, counted from 1: a read-only bool vector of shape (N,).
+
+        Raises `ConfigError` for a round below 1.
+        """
+        if server_round < 1:
+            raise ConfigError(f"server_round is {server_round}, but rounds are counted from 1.")
+        mask = self._mask(int(server_round))
+        mask.flags.writeable = False
+        return mask
+
+    @abstractmethod
+    def _mask(self, server_round: int) -> Mask:
+        """Return the mask of a valid round; a pure function of it."""
+
+
+@register("always", kind="participation")
+class Always(ParticipationModel):
+    """Every client takes part in every round."""
+
+    def __init__(self, num_clients: int) -> None:
+        super().__init__(np.ones(check_num_clients(num_clients)))
+
+    def _mask(self, server_round: int) -> Mask:
+        return np.ones(self.num_clients, dtype=np.bool_)
+
+
+def draws(seed: int, stream: int, server_round: int = 0) -> np.random.Generator:
+    """Return the generator of one round's draws, the same whenever and in whatever order it is asked for."""
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, server_round)))
+    )
