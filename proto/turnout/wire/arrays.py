@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 from io import BytesIO
 from typing import Any, Final
 
@@ -18,6 +20,11 @@ _READERS: Final = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# What NumPy's header reader lets out on crafted bytes, which come from the network.
+_UNREADABLE: Final = (
+    ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def as_array(ndarray: NDArray) -> Array:
@@ -58,11 +65,11 @@ def _npy_view(array: Array) -> NDArray:
     stream = BytesIO(array.data)
     try:
         shape, fortran, dtype = _READERS[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError, EOFError) as error:
-        raise LayoutError(f"array data is not a readable .npy block: {error}") from error
+    except _UNREADABLE as error:
+        raise LayoutError(f"array data is not a readable .npy block: {error!r}") from error
     if dtype.kind not in "fiub":
         raise LayoutError(f"array has dtype {dtype}, expected a float, integer or bool.")
-    count, offset = int(np.prod(shape, dtype=np.int64)), stream.tell()
+    count, offset = _elements(array), stream.tell()
     if tuple(shape) != tuple(array.shape) or len(array.data) - offset != count * dtype.itemsize:
         raise LayoutError(
             f"array declares shape {tuple(array.shape)} but its data holds shape {tuple(shape)} in "
@@ -72,8 +79,14 @@ def _npy_view(array: Array) -> NDArray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
+def _elements(array: Array) -> int:
+    if any(length < 0 for length in array.shape):
+        raise LayoutError(f"array declares shape {tuple(array.shape)}; lengths cannot be negative.")
+    return math.prod(array.shape)  # Python's integers: a declared shape may be absurdly large.
+
+
 def _bf16_view(array: Array) -> NDArray:
-    count = int(np.prod(array.shape, dtype=np.int64))
+    count = _elements(array)
     if len(array.data) != 2 * count:
         raise LayoutError(
             f"bfloat16 array of shape {tuple(array.shape)} needs {2 * count} bytes, got {len(array.data)}."

@@ -1,17 +1,18 @@
 """Checkpoints: a nested state tree as one safetensors file, written whole or not at all.
 
 The file is the safetensors format (any safetensors reader opens the arrays). It is written array by array, so
-that a state larger than memory (a memory-mapped per-client store) can be saved; a SHA-256 over the arrays
-and the tree's description is checked when reading, so that a flipped bit is refused and not trained on.
+that a state larger than memory (a memory-mapped per-client store) can be saved; a SHA-256 over the whole file
+is checked when reading, so that a flipped bit is refused and not trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ from turnout.wire.errors import CheckpointError
 
 _FORMAT: Final = "turnout-checkpoint-1"
 _MAX_HEADER_BYTES: Final = 64 << 20
+# The header begins with its own checksum, which covers everything around it.
+_OPENING: Final = b'{"__metadata__": {"sha256": "'
+_DIGEST_CHARACTERS: Final = 64
 _DTYPES: Final = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
@@ -40,7 +44,10 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
     path = Path(path)
     arrays: dict[str, NDArray] = {}
     structure = json.dumps(_describe(tree, "", arrays), sort_keys=True)
-    header, offset = {}, 0
+    # Larger elements first, so that every array lies aligned in the file.
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    header: dict[str, Any] = {}
+    offset = 0
     for name, array in arrays.items():
         header[name] = {
             "dtype": _NAMES[array.dtype],
@@ -48,14 +55,21 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
             "data_offsets": [offset, offset + array.nbytes],
         }
         offset += array.nbytes
-    metadata = {"format": _FORMAT, "tree": structure, "sha256": _digest(structure, arrays)}
+    metadata = {"sha256": "0" * _DIGEST_CHARACTERS, "format": _FORMAT, "tree": structure}
     raw = json.dumps({"__metadata__": metadata, **header}).encode()
     raw += b" " * (-len(raw) % 8)
+    if len(raw) > _MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"checkpoint {path}: the state's description takes {len(raw)} bytes, at most {_MAX_HEADER_BYTES} "
+            "can be read back; keep fewer separate arrays (memory='mmap' keeps all clients in one)."
+        )
+    closing = raw[len(_OPENING) + _DIGEST_CHARACTERS :]
+    digest = _digest(closing, arrays.values())
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(len(raw).to_bytes(8, "little"))
-            file.write(raw)
+            file.write(_OPENING + digest.encode() + closing)
             for array in arrays.values():
                 for block in _blocks(array):
                     file.write(block)
@@ -75,24 +89,29 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(_MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"checkpoint {path}: header length {length} does not fit the file.")
-            header = json.loads(file.read(length))
+        raw, body = _read(path)
+        closing = raw[len(_OPENING) + _DIGEST_CHARACTERS :]
+        claimed = raw[len(_OPENING) : len(_OPENING) + _DIGEST_CHARACTERS]
+        if not raw.startswith(_OPENING):
+            raise CheckpointError(
+                f"checkpoint {path}: not one of Turnout's, it does not open with a checksum."
+            )
+        if _digest(closing, [body]).encode() != claimed:
+            raise CheckpointError(f"checkpoint {path}: checksum does not match, the file is damaged.")
+        header = json.loads(raw)
         metadata = header.pop("__metadata__")
         if metadata["format"] != _FORMAT:
             raise CheckpointError(f"checkpoint {path}: format {metadata['format']!r}, expected {_FORMAT!r}.")
-        start = 8 + length
-        arrays = {name: _map(path, start, entry, size) for name, entry in header.items()}
-        if _digest(metadata["tree"], arrays) != metadata["sha256"]:
-            raise CheckpointError(f"checkpoint {path}: checksum does not match, the file is damaged.")
+        arrays, end = {}, 0
+        for name, entry in header.items():
+            arrays[name], end = _array(path, body, entry, end)
+        if end != len(body):
+            raise CheckpointError(f"checkpoint {path}: {len(body) - end} bytes belong to no array.")
         tree: dict[str, Any] = _rebuild(json.loads(metadata["tree"]), arrays)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path}: no such file.") from error
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path}: not a readable checkpoint ({error}).") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror or error}.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: not a readable checkpoint ({error!r}).") from error
     return tree
 
 
@@ -110,7 +129,9 @@ def _describe(node: Any, name: str, arrays: dict[str, NDArray]) -> Any:
     if isinstance(node, Mapping):
         if any(not isinstance(key, str) for key in node):
             raise CheckpointError(f"checkpoint entry {name or '/'!r}: keys must be text.")
-        return {"map": {key: _describe(value, f"{name}/{key}", arrays) for key, value in node.items()}}
+        # Escaped as in JSON pointers: {"a": {"b": x}, "a/b": y} must be two arrays.
+        paths = {key: f"{name}/{key.replace('~', '~0').replace('/', '~1')}" for key in node}
+        return {"map": {key: _describe(value, paths[key], arrays) for key, value in node.items()}}
     if isinstance(node, np.ndarray):
         if node.dtype not in _NAMES:
             raise CheckpointError(f"checkpoint entry {name!r}: dtype {node.dtype} cannot be stored.")
@@ -133,16 +154,32 @@ def _rebuild(node: dict[str, Any], arrays: Mapping[str, NDArray]) -> Any:
     return arrays[node["array"]] if "array" in node else node["value"]
 
 
-def _map(path: Path, start: int, entry: Mapping[str, Any], file_size: int) -> NDArray:
+def _read(path: Path) -> tuple[bytes, NDArray]:
+    """Return the header and the bytes after it, which are mapped."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"checkpoint {path}: header length {length} does not fit the file.")
+        raw = file.read(length)
+    if size == 8 + length:
+        return raw, np.empty(0, np.uint8)
+    # One map for all: a process may have some 65 000 of them, fewer than a federation has clients.
+    return raw, np.memmap(path, np.uint8, mode="c", offset=8 + length)
+
+
+def _array(path: Path, body: NDArray, entry: Mapping[str, Any], expected: int) -> tuple[NDArray, int]:
+    """Return the array that ``entry`` describes as a view of ``body``, and where it ends."""
     dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if begin < 0 or end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    if begin != expected or end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
         raise CheckpointError(f"checkpoint {path}: offsets {begin}:{end} do not fit shape {shape}.")
-    if start + end > file_size:
-        raise CheckpointError(f"checkpoint {path}: the file ends {start + end - file_size} bytes too early.")
+    if end > len(body):
+        raise CheckpointError(f"checkpoint {path}: the file ends {end - len(body)} bytes too early.")
     if end == begin:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="c", offset=start + begin, shape=shape)
+        return np.empty(shape, dtype), end
+    return np.ndarray(shape, dtype, buffer=body.data, offset=begin), end
 
 
 def _blocks(array: NDArray) -> list[memoryview]:
@@ -152,9 +189,10 @@ def _blocks(array: NDArray) -> list[memoryview]:
     return [raw[i : i + _BLOCK] for i in range(0, len(raw), _BLOCK)]
 
 
-def _digest(structure: str, arrays: Mapping[str, NDArray]) -> str:
-    digest = hashlib.sha256(structure.encode())
-    for array in arrays.values():
+def _digest(closing: bytes, arrays: Iterable[NDArray]) -> str:
+    """Return the SHA-256 of the header's length, the header after its checksum, and the arrays."""
+    digest = hashlib.sha256(len(closing).to_bytes(8, "little") + closing)
+    for array in arrays:
         for block in _blocks(array):
             digest.update(block)
     return digest.hexdigest()

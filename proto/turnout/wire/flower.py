@@ -31,10 +31,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
     "LazyArray",
     "NodeInfo",
     "Run",
+    "ensure_identity",
     "error_reply",
     "local_run",
     "new_context",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 CLIENT_APP_RAISED: Final[int] = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+NODE_UNAVAILABLE: Final[int] = ErrorCode.NODE_UNAVAILABLE
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 NUMPY_STYPE: Final = "numpy.ndarray"
@@ -52,7 +55,7 @@ _LOCAL_RUN_ID: Final = 1
 _SERVER_NODE_ID: Final = 1
 
 
-def _ensure_identity() -> None:
+def ensure_identity() -> None:
     """Give this process a Flower identity unless Flower itself has set one."""
     for name, value in (("run_id", _LOCAL_RUN_ID), ("node_id", _SERVER_NODE_ID), ("task_id", 0)):
         if getattr(TaskIdentity, f"_{name}") is None:
@@ -68,7 +71,7 @@ def request(
     message_id: str = "",
 ) -> Message:
     """Return an instruction message from the server to node ``dst_node_id``, on any engine."""
-    _ensure_identity()
+    ensure_identity()
     message = Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
     if message_id:
         stamp(message, message_id)
@@ -110,8 +113,8 @@ def new_context(
 def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     """Return the records of one kind, such as ``ArrayRecord``, by name.
 
-    Flower's own ``content.array_records`` makes a reference cycle, so that each reply it was used on would stay
-    in memory until the garbage collector runs: twenty models and more.
+    Flower's own ``content.array_records`` makes a reference cycle, so that each reply it was used on would
+    stay in memory until the garbage collector runs: twenty models and more.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
@@ -139,6 +142,10 @@ class LazyArray(Array):
             _ndarray=view, dtype=view.dtype.name, shape=view.shape, stype=NUMPY_STYPE, _is_dirty=True
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class cannot be found under its borrowed name; Ray pickles what clients reply.
+        return _lazy_array, (self.ndarray,)
+
     @property
     def ndarray(self) -> np.ndarray[Any, np.dtype[Any]]:
         """The array itself, read-only and not copied."""
@@ -165,3 +172,7 @@ class LazyArray(Array):
         return mine == (other.dtype, tuple(other.shape), other.stype) and self.data == other.data
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _lazy_array(ndarray: np.ndarray[Any, np.dtype[Any]]) -> LazyArray:
+    return LazyArray(ndarray)

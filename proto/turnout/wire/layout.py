@@ -113,13 +113,10 @@ class ParameterLayout:
         record = ArrayRecord()
         for spec in self.tensors:
             block = vector[spec.offset : spec.offset + spec.size].reshape(spec.shape)
-            if spec.dtype == "bfloat16":
-                record[spec.name] = as_bf16_array(block)
-            else:
-                record[spec.name] = as_array(block.astype(spec.dtype, copy=False))
+            record[spec.name] = _encoded(block, spec.dtype)
         if buffers is not None:
             for spec in self.buffers:
-                record[spec.name] = as_array(np.asarray(buffers[spec.name], dtype=spec.dtype))
+                record[spec.name] = _encoded(np.asarray(buffers[spec.name]), spec.dtype)
         return record
 
     def buffers_of(self, record: Mapping[str, Array]) -> dict[str, NDArray]:
@@ -157,12 +154,16 @@ class ParameterLayout:
 
     def _joined(self, views: list[NDArray]) -> NDArray | None:
         """Return one view over all of ``views`` when they are consecutive pieces of one block, else None."""
-        first = views[0]
-        if len(views) == 1:
+        # Empty tensors lie nowhere in particular.
+        pieces = [(spec, block) for spec, block in zip(self.tensors, views, strict=True) if block.size]
+        if not pieces:
+            return None
+        first = pieces[0][1]
+        if len(pieces) == 1:
             whole = first.dtype == self.dtype and first.flags.c_contiguous
             return first.reshape(-1) if whole else None
         owner, address = first.base, first.__array_interface__["data"][0]
-        for spec, block in zip(self.tensors, views, strict=True):
+        for spec, block in pieces:
             if (
                 owner is None
                 or block.base is not owner
@@ -174,3 +175,8 @@ class ParameterLayout:
         return np.lib.stride_tricks.as_strided(
             first.reshape(-1), (self.size,), (self.dtype.itemsize,), writeable=False
         )
+
+
+def _encoded(block: NDArray, dtype: str) -> Array:
+    """Return ``block`` as an ``Array`` of ``dtype``, without a copy when it has that dtype already."""
+    return as_bf16_array(block) if dtype == "bfloat16" else as_array(block.astype(dtype, copy=False))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from turnout.strategies.checks import number, unused, whole_number
 from turnout.strategies.rounds import Instruction, Scalar
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import ConfigError, keys
@@ -28,27 +28,26 @@ class ScheduledADMM(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (np.isfinite(self.rho) and self.rho > 0):
-            raise ConfigError(f"rho must be a positive number, got {self.rho}.")
+        number("rho", self.rho, "a positive number", above=0.0)
         m = self.clients_per_round
-        if m is not None and m < 1:
-            raise ConfigError(f"clients_per_round must be at least 1 or None, got {m}.")
+        whole_number("clients_per_round", m, 1, optional=True)
         if m is not None and self.num_clients is not None and m > self.num_clients:
             raise ConfigError(f"clients_per_round={m} is more than num_clients={self.num_clients}; lower it.")
-        if self.server_lr != 1.0 or self.client_weights != "uniform":
-            raise ConfigError("ADMM has no server_lr and no client_weights; leave both at their defaults.")
+        unused("ADMM", "server_lr", self.server_lr, 1.0)
+        unused("ADMM", "client_weights", self.client_weights, "uniform")
 
     def setup(self) -> None:
         """Remember w_0, which a client's first local solve starts from."""
-        self.initial = self.x
+        self.initial = self._before = self.x
 
     def begin_round(self, server_round: int, registered: Iterable[int]) -> None:
         """Open a round."""
         super().begin_round(server_round, registered)
         m, known = self.clients_per_round, len(self.clients)
-        if m is not None and m > known:
+        if m is not None and m > known and not self.clients.growing:
             raise ConfigError(f"clients_per_round={m}, but only {known} clients are registered; lower it.")
         self._came = 0
+        self._before = self.x
 
     def schedule(self, server_round: int, available: Sequence[int], *, everyone: bool) -> list[int]:
         """Return the scheduled nodes, drawn over the clients' rows so that node ids do not matter."""
@@ -68,7 +67,7 @@ class ScheduledADMM(StreamingStrategy):
         seen = self.clients.entries
         return {n: known if seen[self.clients.row_of_node(n)].last_seen else new for n in nodes}
 
-    def primal_residual(self, previous: Any) -> float:
-        """Return the RMS change of the consensus model in this round."""
-        difference = np.asarray(self.x, np.float64) - np.asarray(previous, np.float64)
-        return float(np.sqrt(np.mean(difference * difference)))
+    def diagnostics(self) -> dict[str, float]:
+        """RMS change of the consensus model in this round: the primal residual at the server."""
+        difference = np.asarray(self.x, np.float64) - np.asarray(self._before, np.float64)
+        return {"primal-residual": float(np.sqrt(np.mean(difference * difference)))}

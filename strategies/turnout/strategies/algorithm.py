@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
+from turnout.strategies.checks import choice, number, whole_number
 from turnout.strategies.clients import ClientRegistry
 from turnout.strategies.exact_sum import ExactSum, peak
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
@@ -48,12 +49,10 @@ class Algorithm:
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.num_clients is not None and self.num_clients < 1:
-            raise ConfigError(f"num_clients must be at least 1 or None, got {self.num_clients}.")
-        if not (math.isfinite(self.server_lr) and self.server_lr > 0):
-            raise ConfigError(f"server_lr must be a positive number, got {self.server_lr}.")
-        if self.client_weights not in ("uniform", "examples"):
-            raise ConfigError(f"client_weights must be 'uniform' or 'examples', got {self.client_weights!r}.")
+        whole_number("num_clients", self.num_clients, 1, optional=True)
+        number("server_lr", self.server_lr, "a positive number", above=0.0)
+        choice("client_weights", self.client_weights, ("uniform", "examples"))
+        whole_number("seed", self.seed, 0)
         self.clients = ClientRegistry(self.num_clients)
         self.reports: list[ClientReport] = []
         self.seconds: dict[str, float] = {}
@@ -82,9 +81,9 @@ class Algorithm:
 
     def normaliser(self) -> float:
         """Return what the weighted sum is divided by. Default: the objective's total weight (N, or n)."""
-        return (
-            self.clients.total_examples() if self.client_weights == "examples" else float(len(self.clients))
-        )
+        by_examples = self.client_weights == "examples"
+        total = self.clients.total_examples() if by_examples else float(len(self.clients))
+        return total or 1.0  # No client was ever there: nothing is divided by it.
 
     def broadcast(self) -> Any:
         """Return the vector that clients receive. Default: the global model."""
@@ -112,6 +111,7 @@ class Algorithm:
     def prepare(self, vector: Any) -> None:
         """Start from the model ``vector`` (shape (P,)), with empty state."""
         self.x = vector
+        self.clients = ClientRegistry(self.num_clients)
         self.sum = ExactSum(vector)
         self.setup()
 

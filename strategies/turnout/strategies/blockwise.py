@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -34,5 +34,8 @@ def blockwise(size: int, work: Callable[[int, int], list[T]]) -> list[T]:
         _pool.append(ThreadPoolExecutor(_THREADS - 1, thread_name_prefix="turnout-blocks"))
     middle = size // (2 * BLOCK) * BLOCK
     other = _pool[0].submit(work, middle, size)
-    first = work(0, middle)
+    try:
+        first = work(0, middle)
+    finally:
+        wait([other])  # Nobody may find the other half still being written, even after an error.
     return first + other.result()

@@ -36,6 +36,8 @@ class ClientRegistry:
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
+        #: More clients than those registered may exist: the engine names only those present.
+        self.growing = False
         self.entries: dict[int, ClientEntry] = {}
         self._by_node: dict[int, int] = {}
         self._by_client: dict[int, int] = {}
@@ -53,7 +55,7 @@ class ClientRegistry:
         if isinstance(nodes, range) and nodes == self._last:
             return []  # The usual case, without a pass over every client.
         self._last = nodes
-        return [self._enter(node, None, server_round) for node in nodes if node not in self._by_node]
+        return [self._enter(node, server_round) for node in nodes if node not in self._by_node]
 
     def row_of_node(self, node: int) -> int:
         """Return the row that ``node`` stands for."""
@@ -64,21 +66,19 @@ class ClientRegistry:
 
         Raises `ReplyRejected` when the declared number of clients is exhausted by others.
         """
-        provisional = self._by_node.get(node)
+        own = self._by_node.get(node)
+        provisional = own if own is not None and self.entries[own].client is None else None
         row = self._by_client.get(client)
         if row is None:
-            if provisional is not None and self.entries[provisional].client is None:
-                row = provisional
-                self.entries[row].client = client
-            elif self.capacity is not None and len(self._by_client) >= self.capacity:
+            if self.capacity is not None and len(self._by_client) >= self.capacity:
                 raise ReplyRejected(
                     "unknown-client",
                     f"client-id {client} is unknown and all num_clients={self.capacity} clients are known.",
                 )
-            else:
-                row = self._enter(node, client, server_round)
+            row = self._enter(node, server_round) if provisional is None else provisional
+            self.entries[row].client = client
             self._by_client[client] = row
-        elif provisional is not None and provisional != row and self.entries[provisional].client is None:
+        elif provisional is not None:
             del self.entries[provisional]
         self._by_node[node] = row
         return row
@@ -100,12 +100,13 @@ class ClientRegistry:
     def state_dict(self) -> dict[str, Any]:
         """Return the register as integer arrays."""
         rows = [
-            [row, e.client is not None, e.client or 0, e.registered, e.last_seen, e.examples]
+            [row, e.registered, e.last_seen, e.examples, e.client is not None, (e.client or 0) < 0]
             for row, e in self.entries.items()
         ]
         return {
             "rows": np.array(rows, np.int64).reshape(-1, 6),
-            # Node ids are unsigned 64-bit numbers in Flower.
+            # Node ids, and so the ids of clients that name none, are unsigned 64-bit numbers in Flower.
+            "row_clients": np.array([(e.client or 0) % 2**64 for e in self.entries.values()], np.uint64),
             "row_nodes": np.array([e.node for e in self.entries.values()], np.uint64),
             "nodes": np.array(list(self._by_node), np.uint64),
             "node_rows": np.array(list(self._by_node.values()), np.int64),
@@ -114,10 +115,11 @@ class ClientRegistry:
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Replace the register with that of `state_dict`."""
+        ids = zip(tree["row_clients"].tolist(), tree["row_nodes"].tolist(), strict=True)
         self.entries = {
-            row: ClientEntry(node, client if named else None, registered, last, examples)
-            for (row, named, client, registered, last, examples), node in zip(
-                tree["rows"].tolist(), tree["row_nodes"].tolist(), strict=True
+            row: ClientEntry(node, client - 2**64 * negative if named else None, registered, last, examples)
+            for (row, registered, last, examples, named, negative), (client, node) in zip(
+                tree["rows"].tolist(), ids, strict=True
             )
         }
         self._by_node = dict(zip(tree["nodes"].tolist(), tree["node_rows"].tolist(), strict=True))
@@ -126,8 +128,8 @@ class ClientRegistry:
         self._known = sum(e.examples > 0 for e in self.entries.values())
         self._known_examples = sum(e.examples for e in self.entries.values())
 
-    def _enter(self, node: int, client: int | None, server_round: int) -> int:
+    def _enter(self, node: int, server_round: int) -> int:
         row, self._next = self._next, self._next + 1
-        self.entries[row] = ClientEntry(node, client, server_round)
+        self.entries[row] = ClientEntry(node, None, server_round)
         self._by_node[node] = row
         return row

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Literal
 from array_api_compat import array_namespace
 
 from turnout.strategies.admm import ScheduledADMM
+from turnout.strategies.checks import choice
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.rounds import Instruction, Reply
-from turnout.wire import ConfigError, keys, register
+from turnout.wire import keys, register
 
 
 @register("dual-admm", "strategy", "2409.13451")
@@ -39,21 +40,18 @@ class DualADMM(ScheduledADMM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("dual", "two-copies"):
-            raise ConfigError(f"form must be 'dual' or 'two-copies', got {self.form!r}.")
+        choice("form", self.form, ("dual", "two-copies"))
         open_memory(self.memory)
 
     def setup(self) -> None:
         """Start at w_0, with no uploads."""
         super().setup()
         self.slots = MemoryMean(self.x, self.memory)
-        self._before = self.x
 
     def begin_round(self, server_round: int, registered: Iterable[int]) -> None:
         """Open an iteration."""
         super().begin_round(server_round, registered)
         self.slots.begin_round()
-        self._before = self.x
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Schedule the cohort; the dual form starts with one upload from everyone."""
@@ -84,7 +82,3 @@ class DualADMM(ScheduledADMM):
         total = self.slots.total if self.form == "dual" else self.sum.value()
         xp = array_namespace(self.x)
         return xp.astype(total / self.normaliser(), self.x.dtype)
-
-    def diagnostics(self) -> dict[str, float]:
-        """RMS change of the consensus model: the primal residual at the server."""
-        return {"primal-residual": self.primal_residual(self._before)}

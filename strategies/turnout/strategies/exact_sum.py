@@ -4,12 +4,14 @@ Floating-point addition is not associative, so replies that arrive in another or
 model. Here every weighted term is first rounded to a binary grid that depends on that term's own magnitude
 only (``(t + M) - M``, the pre-rounding of Demmel and Nguyen, "Fast reproducible floating-point summation",
 2013); terms on one grid add up in float64 without any rounding error, hence in any order. Terms of very
-different magnitude go to separate accumulators, and the few highest are kept.
+different magnitude go to separate accumulators, and the few highest are kept. For float64 vectors what the
+rounding took off is summed too, on a finer grid.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +24,9 @@ from turnout.wire.arrays import NDArray
 _WIDTH: Final = 8
 # ... and may add up 2**(_HEADROOM + 1) of them before a float64 could round.
 _HEADROOM: Final = 20
-# Accumulators kept: terms more than 2**(_WIDTH * (_LEVELS - 1)) = 2**24 below the largest do not count.
+# Beyond this the grid's constant would overflow.
+_TOO_LARGE: Final = 2.0**1000
+# A term's grid is that many levels below the term: 2**-(_WIDTH * _LEVELS) = 2**-32 of it.
 _LEVELS: Final = 4
 
 
@@ -39,13 +43,17 @@ def peak(vector: Any) -> float:
 class ExactSum:
     """Sums ``weight * vector`` over many vectors of one shape, in any order with the same result.
 
-    The result's error is below ``2**-25`` of the largest term per term. Memory: 8 bytes per element for each
-    magnitude class in use (usually one or two, at most four), however many terms are added.
+    Per term, the result's error is below ``2**-24`` of the largest term's peak; for float64 vectors it is
+    below ``2**-56``. Memory: 8 bytes per element for each magnitude class in use (usually one or two, at most
+    four; twice that for float64), however many terms are added.
     """
 
     def __init__(self, like: Any) -> None:
         """Sum vectors shaped and placed (NumPy, or torch on any device) as ``like``."""
         self._like = like
+        double = like.dtype == array_namespace(like).float64
+        # Levels kept: what lies lower does not count, and is no larger than the rounding of the highest.
+        self._depth = 2 * _LEVELS if double else _LEVELS
         self._sums: dict[int, Any] = {}
         self._spare: list[Any] = []
         self._counts: dict[int, int] = {}
@@ -62,21 +70,28 @@ class ExactSum:
         Raises ValueError when the term is not finite and OverflowError after 2**21 terms of one magnitude.
         """
         bound = (peak(vector) if largest is None else largest) * abs(weight)
-        if not math.isfinite(bound):
-            raise ValueError(f"term is not finite (weight {weight}, peak {bound}); reject it before the sum.")
+        if not bound < _TOO_LARGE:
+            raise ValueError(
+                f"term is not finite or too large ({bound}, weight {weight}); reject it before the sum."
+            )
         if bound == 0.0:
             return
         level = math.ceil(math.frexp(bound)[1] / _WIDTH)
-        if self._sums and level <= max(self._sums) - _LEVELS:
+        lowest = max([level, *self._sums]) - self._depth
+        # The rounding's remainder is below half a grid step: a term of _LEVELS further down.
+        levels = [low for low in range(level, level - self._depth, -_LEVELS) if low > lowest]
+        if not levels:
             return
-        accumulator = self._accumulator(level)
-        # ulp(magic) is the grid: any |term| < 2**(level * _WIDTH) is rounded to a multiple of it.
-        magic = math.ldexp(1.5, level * _WIDTH + _HEADROOM)
-        if isinstance(accumulator, np.ndarray):
-            _fold(accumulator, vector, weight, magic)
+        folds = [(self._accumulator(low), math.ldexp(1.5, low * _WIDTH + _HEADROOM)) for low in levels]
+        if isinstance(folds[0][0], np.ndarray):
+            _fold(folds, vector, weight)
         else:
-            xp = array_namespace(accumulator)
-            accumulator += (xp.astype(vector, xp.float64) * weight + magic) - magic
+            xp = array_namespace(vector)
+            term = xp.astype(vector, xp.float64) * weight
+            for accumulator, magic in folds:
+                rounded = (term + magic) - magic
+                accumulator += rounded
+                term = term - rounded
 
     def value(self) -> Any:
         """Return the sum as a new float64 vector."""
@@ -96,7 +111,7 @@ class ExactSum:
             else:
                 fresh = _zeros(self._like)
             self._sums[level] = fresh
-            for low in [known for known in self._sums if known <= max(self._sums) - _LEVELS]:
+            for low in [known for known in self._sums if known <= max(self._sums) - self._depth]:
                 self._spare.append(self._sums.pop(low))
         return self._sums[level]
 
@@ -108,20 +123,27 @@ def _zeros(like: Any) -> Any:
     return xp.zeros(like.shape, dtype=xp.float64, device=like.device)
 
 
-def _fold(accumulator: NDArray, vector: NDArray, weight: float, magic: float) -> None:
-    """``accumulator += round_to_grid(weight * vector)`` in one pass over memory, block by block."""
+def _fold(folds: Sequence[tuple[NDArray, float]], vector: NDArray, weight: float) -> None:
+    """Add ``weight * vector``, rounded to one grid after the other, in one pass over memory, by blocks."""
+    *upper, (lowest, finest) = folds
 
     def piece(begin: int, end: int) -> list[None]:
         scratch = np.empty(min(end - begin, BLOCK))
+        kept = np.empty_like(scratch) if upper else scratch
         for start in range(begin, end, BLOCK):
             stop = min(start + BLOCK, end)
             term = scratch[: stop - start]
             np.copyto(term, vector[start:stop])
             if weight != 1.0:
                 term *= weight
-            term += magic
-            term -= magic
-            accumulator[start:stop] += term
+            for accumulator, magic in upper:
+                rounded = np.add(term, magic, out=kept[: stop - start])
+                rounded -= magic
+                accumulator[start:stop] += rounded
+                term -= rounded
+            term += finest
+            term -= finest
+            lowest[start:stop] += term
         return []
 
-    blockwise(accumulator.size, piece)
+    blockwise(vector.size, piece)

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 
 from array_api_compat import array_namespace
 
+from turnout.strategies.checks import choice, number, unused, whole_number
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
-from turnout.wire import ConfigError, keys, register
+from turnout.wire import keys, register
 
 
 @register("fedamd", "strategy", "2206.05891")
@@ -48,12 +49,10 @@ class FedAMD(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.anchor_probability < 1.0:
-            raise ConfigError(f"anchor_probability must be in (0, 1), got {self.anchor_probability}.")
-        if self.schedule not in ("constant", "sequential"):
-            raise ConfigError(f"schedule must be 'constant' or 'sequential', got {self.schedule!r}.")
-        if self.period < 2:
-            raise ConfigError(f"period must be at least 2 rounds, got {self.period}.")
+        number("anchor_probability", self.anchor_probability, "in (0, 1)", above=0.0, below=1.0)
+        choice("schedule", self.schedule, ("constant", "sequential"))
+        whole_number("period", self.period, 2)
+        unused("FedAMD", "client_weights", self.client_weights, "uniform")
         open_memory(self.memory)
 
     def setup(self) -> None:
@@ -120,6 +119,5 @@ class FedAMD(StreamingStrategy):
 
 def suggested_anchor_probability(num_participants: int) -> float:
     """Return p = (2 / (a + 2)) ** (1 / a) for ``a`` participants per round (rule C of the authors' code)."""
-    if num_participants < 1:
-        raise ConfigError(f"num_participants must be at least 1, got {num_participants}.")
+    whole_number("num_participants", num_participants, 1)
     return float((2 / (num_participants + 2)) ** (1 / num_participants))

@@ -65,5 +65,5 @@ class FedAU(StreamingStrategy):
         omegas = self._used.values()
         return {
             "max-omega": max(omegas, default=1.0),
-            "effective-weight": sum(sorted(omegas)) / len(self.clients),
+            "effective-weight": sum(sorted(omegas)) / max(1, len(self.clients)),
         }

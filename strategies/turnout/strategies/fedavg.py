@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from turnout.strategies.checks import choice, unused
 from turnout.strategies.rounds import Reply
 from turnout.strategies.streaming import StreamingStrategy
-from turnout.wire import ConfigError, register
+from turnout.wire import register
 
 
 @register("fedavg", "strategy", "1602.05629")
@@ -26,8 +27,8 @@ class FedAvg(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weighting not in ("examples", "uniform"):
-            raise ConfigError(f"weighting must be 'examples' or 'uniform', got {self.weighting!r}.")
+        choice("weighting", self.weighting, ("examples", "uniform"))
+        unused(type(self).__name__, "client_weights", self.client_weights, "uniform", ", it has weighting")
 
     def begin_round(self, server_round: int, registered: Iterable[int]) -> None:
         """Open a round with nothing folded."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from turnout.strategies.checks import number, unused
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
-from turnout.wire import ConfigError, keys, register
+from turnout.wire import keys, register
 
 
 @register("feddyn", "strategy", "2111.04263")
@@ -29,10 +29,9 @@ class FedDyn(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.dyn_alpha) and self.dyn_alpha > 0):
-            raise ConfigError(f"dyn_alpha must be a positive number, got {self.dyn_alpha}.")
-        if self.server_lr != 1.0:
-            raise ConfigError(f"FedDyn has no server_lr; leave it at 1, got {self.server_lr}.")
+        number("dyn_alpha", self.dyn_alpha, "a positive number", above=0.0)
+        unused("FedDyn", "server_lr", self.server_lr, 1.0)
+        unused("FedDyn", "client_weights", self.client_weights, "uniform")
 
     def setup(self) -> None:
         """Start with h = 0, kept in float64 because it integrates over rounds."""

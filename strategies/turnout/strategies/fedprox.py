@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from turnout.strategies.checks import number
 from turnout.strategies.fedavg import FedAvg
 from turnout.strategies.rounds import Instruction
-from turnout.wire import ConfigError, keys, register
+from turnout.wire import keys, register
 
 
 @register("fedprox", "strategy", "1812.06127")
@@ -20,8 +20,7 @@ class FedProx(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.proximal_mu) and self.proximal_mu >= 0):
-            raise ConfigError(f"proximal_mu must be a number >= 0, got {self.proximal_mu}.")
+        number("proximal_mu", self.proximal_mu, "a number >= 0", least=0.0)
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Send mu to everyone."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from turnout.strategies.checks import choice, number
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.participation import (
@@ -51,15 +52,13 @@ class FedStale(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.beta <= 1.0:
-            raise ConfigError(f"beta must be in [0, 1], got {self.beta}; 0 is FedAvg, 1 is FedVARP.")
+        number("beta", self.beta, "in [0, 1] (0 is FedAvg, 1 is FedVARP)", least=0.0, most=1.0)
         if self.participation is None:
             raise ConfigError("participation must be probabilities or 'estimate', got None.")
-        check_participation(self.participation, estimate=True)
-        if self.empty_round not in ("memory", "skip"):
-            raise ConfigError(f"empty_round must be 'memory' or 'skip', got {self.empty_round!r}.")
-        if self.max_weight is not None and not self.max_weight >= 1.0:
-            raise ConfigError(f"max_weight must be at least 1 or None, got {self.max_weight}.")
+        check_participation(self.participation, estimate=True, num_clients=self.num_clients)
+        choice("empty_round", self.empty_round, ("memory", "skip"))
+        if self.max_weight is not None:
+            number("max_weight", self.max_weight, "a number of at least 1, or None", least=1.0)
         open_memory(self.memory)
 
     def setup(self) -> None:
@@ -86,6 +85,10 @@ class FedStale(StreamingStrategy):
             assert self.participation is not None
             inverse = 1.0 / known_probability(self.participation, self.clients.entries[client].key)
         return inverse if self.max_weight is None else min(inverse, self.max_weight)
+
+    def check(self, reply: Reply) -> None:
+        """Refuse a client whose probability is not given."""
+        self.inverse_probability(reply.client)
 
     def fold(self, reply: Reply) -> float:
         """Add ``(alpha_i / p_i) (Delta_i - beta h_i)``, then remember Delta_i."""

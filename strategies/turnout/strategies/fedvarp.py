@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from turnout.strategies.checks import unused
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.participation import Participation, check_participation, known_probability
@@ -38,7 +39,10 @@ class FedVARP(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_participation(self.participation, estimate=False)
+        check_participation(self.participation, estimate=False, num_clients=self.num_clients)
+        if self.participation is None:  # The mean over the participants would not aim at that objective.
+            reason = " unless participation is given"
+            unused("FedVARP", "client_weights", self.client_weights, "uniform", reason)
         open_memory(self.memory)
 
     def setup(self) -> None:
@@ -51,12 +55,20 @@ class FedVARP(StreamingStrategy):
         self.stale.begin_round()
         self._came = 0
 
+    def weight(self, reply: Reply) -> float:
+        """Return the factor on ``Delta_i - y_i`` before normalisation: 1, or alpha_i / p_i."""
+        if self.participation is None or isinstance(self.participation, str):
+            return 1.0
+        client = self.clients.entries[reply.client].key
+        return self.alpha(reply) / known_probability(self.participation, client)
+
+    def check(self, reply: Reply) -> None:
+        """Refuse a client whose probability is not given."""
+        self.weight(reply)
+
     def fold(self, reply: Reply) -> float:
         """Add ``Delta_i - y_i`` with its weight, then remember Delta_i."""
-        weight = 1.0
-        if self.participation is not None and not isinstance(self.participation, str):
-            client = self.clients.entries[reply.client].key
-            weight = self.alpha(reply) / known_probability(self.participation, client)
+        weight = self.weight(reply)
         self.sum.add(reply.update, weight, largest=reply.peak)
         old = self.stale.get(reply.client)
         if old is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
 from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.strategies.exact_sum import ExactSum
@@ -16,8 +16,10 @@ from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys
 from turnout.wire.flower import records_of
 
-# A float32 sum of squares of such values still is finite, and no honest model comes near.
-_LARGEST: Final = 1e18
+# A block's sum of squares of such values still is a finite float32, and no honest model comes near.
+_LARGEST: Final = 1e16
+# Such metrics can be weighted and added up without overflow.
+_LARGEST_METRIC: Final = 1e250
 _MAX_EXAMPLES: Final = 2**40
 _MAX_METRICS: Final = 256
 
@@ -54,7 +56,8 @@ class Intake:
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()
-        self._rows: set[int] = set()
+        self._claimed: set[int] = set()
+        self._asked: list[Metadata] = []
         self._staging = np.empty_like(sent)
 
     def role(self, node: int) -> str:
@@ -65,16 +68,34 @@ class Intake:
         """Return the nodes that were asked and did not answer at all."""
         return [node for node in self._cohort if node not in self._answered]
 
-    def claim(self, node: int, row: int) -> None:
-        """Note that ``node`` speaks for client ``row``; a second claim in one round is refused."""
-        if row in self._rows:
-            raise ReplyRejected("duplicate", f"node {node} replied for a client that has replied already.")
-        self._rows.add(row)
+    def asked(self, messages: Sequence[Message]) -> None:
+        """Note the requests, whose ids tell which node an error from the engine itself is about."""
+        self._asked = [message.metadata for message in messages]
+
+    def sender(self, message: Message) -> int:
+        """Return the node that ``message`` is about.
+
+        Flower's SuperLink reports a lost node under its own id; the request it could not deliver tells whose.
+        """
+        metadata = message.metadata
+        if message.has_error() and metadata.src_node_id not in self._cohort:
+            for request in self._asked:
+                if request.message_id and request.message_id == metadata.reply_to_message_id:
+                    return request.dst_node_id
+        return metadata.src_node_id
+
+    def claim(self, node: int, client: int) -> None:
+        """Note that ``node`` speaks for ``client``; a second claim in one round is refused."""
+        if client in self._claimed:
+            raise ReplyRejected(
+                "duplicate", f"node {node} replied for client {client}, which has replied already."
+            )
+        self._claimed.add(client)
 
     def open(self, message: Message) -> Parcel:
         """Return the checked content of ``message``; raise `ReplyRejected` saying what is wrong with it."""
         metadata = message.metadata
-        node = metadata.src_node_id
+        node = self.sender(message)
         instruction = self._cohort.get(node)
         if instruction is None:
             raise ReplyRejected("unknown-client", f"node {node} replied without having been asked.")
@@ -88,7 +109,9 @@ class Intake:
         content = message.content
         metrics = read_metrics(content)
         examples = _whole(metrics, keys.NUM_EXAMPLES, 1, _MAX_EXAMPLES)
-        client = _whole(metrics, keys.CLIENT_ID, -(2**63), 2**63 - 1, default=node)
+        client = node  # Unsigned 64-bit, unlike what a metric can say.
+        if keys.CLIENT_ID in metrics:
+            client = _whole(metrics, keys.CLIENT_ID, -(2**63), 2**63 - 1)
         try:
             arrays = records_of(content, ArrayRecord)
             update, peak, norm = self._vector(arrays, instruction)
@@ -97,17 +120,13 @@ class Intake:
                 for name, record in arrays.items()
                 if name not in (keys.ARRAYS, keys.GRADIENT)
             }
-            buffers = (
-                self._layout.buffers_of(arrays[keys.ARRAYS])
-                if self._layout.buffers and keys.ARRAYS in arrays
-                else None
-            )
+            buffers = None
+            if self._layout.buffers and instruction.reply != "gradient":
+                buffers = self._layout.buffers_of(arrays[keys.ARRAYS])
         except LayoutError as error:
             raise ReplyRejected("wrong-layout", str(error)) from error
-        if buffers is not None:
-            for name, value in buffers.items():
-                if not np.isfinite(value).all():
-                    raise ReplyRejected("non-finite", f"buffer {name!r} holds NaN or infinity.")
+        for name, value in (buffers or {}).items():
+            _check_range(name, *_extremes(value))
         return Parcel(
             client,
             update,
@@ -155,16 +174,13 @@ class Intake:
                 else:
                     with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: refused just below.
                         np.subtract(vector[start:stop], minus[start:stop], out=block)
-                high, low = float(block.max()), float(block.min())
-                if not (high < _LARGEST and low > -_LARGEST):  # False for NaN too.
-                    if math.isfinite(high) and math.isfinite(low):
-                        raise ReplyRejected("too-large", f"{name!r} holds values beyond {_LARGEST:g}.")
-                    raise ReplyRejected("non-finite", f"{name!r} holds NaN or infinity.")
+                high, low = _extremes(block)
+                _check_range(name, high, low)
                 figures.append((high, low, float(np.dot(block, block))))
             return figures
 
         figures = blockwise(vector.size, piece)
-        largest = max(max(high, -low) for high, low, _ in figures)
+        largest = max((max(high, -low) for high, low, _ in figures), default=0.0)
         return out, largest, math.sqrt(math.fsum(squares for _, _, squares in figures))
 
     @staticmethod
@@ -188,32 +204,30 @@ class BufferMean:
 
     def __init__(self, layout: ParameterLayout, values: Mapping[str, NDArray]) -> None:
         self.values = {name: np.array(value) for name, value in values.items()}
-        self._specs = layout.buffers
+        # A sum's rounding is relative to its largest element, and a step count dwarfs a running mean.
+        self._sums = {spec.name: ExactSum(np.zeros(spec.shape).reshape(-1)) for spec in layout.buffers}
         self._count = 0
-        self._sum = ExactSum(np.zeros(sum(spec.size for spec in self._specs)))
 
     def reset(self) -> None:
         """Open a round."""
-        self._sum.reset()
         self._count = 0
+        for total in self._sums.values():
+            total.reset()
 
     def add(self, buffers: Mapping[str, NDArray]) -> None:
         """Add one participant's buffers."""
-        if self._specs:
-            flat = [np.asarray(buffers[spec.name], np.float64).reshape(-1) for spec in self._specs]
-            self._sum.add(np.concatenate(flat))
-            self._count += 1
+        self._count += 1
+        for name, total in self._sums.items():
+            total.add(np.asarray(buffers[name], np.float64).reshape(-1))
 
     def finish(self) -> None:
         """Set ``values`` to the mean; integers are rounded to the nearest. Nobody came: unchanged."""
         if not self._count:
             return
-        mean, offset = self._sum.value() / self._count, 0
-        for spec in self._specs:
-            block = mean[offset : offset + spec.size].reshape(spec.shape)
-            dtype = self.values[spec.name].dtype
-            self.values[spec.name] = (np.rint(block) if dtype.kind in "iub" else block).astype(dtype)
-            offset += spec.size
+        for name, total in self._sums.items():
+            old = self.values[name]
+            mean = (total.value() / self._count).reshape(old.shape)
+            self.values[name] = (np.rint(mean) if old.dtype.kind in "iub" else mean).astype(old.dtype)
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
@@ -224,7 +238,12 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     record = records[keys.METRICS] if keys.METRICS in records else next(iter(records.values()))
     if len(record) > _MAX_METRICS:
         raise ReplyRejected("too-many-metrics", f"{len(record)} metrics, at most {_MAX_METRICS} are read.")
-    return {name: value for name, value in record.items() if isinstance(value, (int, float))}
+    # Integers of any length are metrics to Flower as long as they do not travel.
+    return {
+        name: value
+        for name, value in record.items()
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
+    }
 
 
 def mean_metrics(
@@ -242,16 +261,30 @@ def _means(rows: Sequence[tuple[int, int, Mapping[str, float]]]) -> dict[str, fl
     names = sorted({name for _, _, metrics in ordered for name in metrics} - skipped)
     means = {}
     for name in names:
-        pairs = [(m[name], n) for _, n, m in ordered if name in m and math.isfinite(m[name])]
+        pairs = [(m[name], n) for _, n, m in ordered if name in m and abs(m[name]) < _LARGEST_METRIC]
         if pairs:
             means[name] = math.fsum(v * n for v, n in pairs) / sum(n for _, n in pairs)
     return means
 
 
-def _whole(metrics: Mapping[str, float], name: str, low: int, high: int, default: int | None = None) -> int:
-    value: Any = metrics.get(name, default)
+def _whole(metrics: Mapping[str, float], name: str, low: int, high: int) -> int:
+    value = metrics.get(name)
     if value is None:
         raise ReplyRejected("bad-metric", f"metric {name!r} is missing.")
-    if not (math.isfinite(value) and float(value).is_integer() and low <= value <= high):
-        raise ReplyRejected("bad-metric", f"metric {name!r} must be a whole number >= {low}, got {value!r}.")
+    # A NaN or infinity fails the comparison, so that is_integer is asked of finite numbers only.
+    if not (low <= value <= high and float(value).is_integer()):
+        raise ReplyRejected(
+            "bad-metric", f"metric {name!r} must be a whole number in [{low}, {high}], got {value!r}."
+        )
     return int(value)
+
+
+def _extremes(block: NDArray) -> tuple[float, float]:
+    return (float(block.max()), float(block.min())) if block.size else (0.0, 0.0)
+
+
+def _check_range(name: str, high: float, low: float) -> None:
+    if not (high < _LARGEST and low > -_LARGEST):  # False for NaN too.
+        if math.isfinite(high) and math.isfinite(low):
+            raise ReplyRejected("too-large", f"{name!r} holds values beyond {_LARGEST:g}.")
+        raise ReplyRejected("non-finite", f"{name!r} holds NaN or infinity.")

@@ -204,10 +204,10 @@ def open_memory(kind: str) -> ClientMemory:
 
     Raises `ConfigError` for anything else, naming the nearest kind.
     """
-    name, _, argument = kind.partition(":")
+    name, _, argument = str(kind).partition(":")
     known = {entry.slug: entry.target for entry in methods("memory")}
     if name not in known:
-        raise unknown_name("memory", kind, known)
+        raise unknown_name("memory", str(kind), known)
     if argument and name != "mmap":
         raise ConfigError(f"memory {kind!r} takes no directory; only 'mmap:DIRECTORY' does.")
     memory: ClientMemory = known[name](argument) if argument else known[name]()

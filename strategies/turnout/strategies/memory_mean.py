@@ -9,6 +9,7 @@ import numpy as np
 
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.memory import open_memory
+from turnout.wire.errors import CheckpointError
 
 # Incremental updates round once per round; recomputing from the memory now and then undoes the drift.
 REBASE_EVERY = 200
@@ -22,8 +23,10 @@ class MemoryMean:
 
     def __init__(self, like: Any, memory: str) -> None:
         """Store vectors shaped as ``like`` in a memory of this kind (see `open_memory`)."""
+        self.kind = memory.partition(":")[0]
         self.memory = open_memory(memory)
         self.weights: dict[int, float] = {}
+        self._like = like
         self._change = ExactSum(like)
         self.total = self._change.value()
 
@@ -56,7 +59,7 @@ class MemoryMean:
 
     def recomputed(self) -> Any:
         """Return the weighted sum computed afresh from the memory."""
-        fresh = ExactSum(self.total)
+        fresh = ExactSum(self._like)
         for client in self.memory.keys():  # noqa: SIM118 - not a dict
             fresh.add(self.memory.get(client), self.weights[client])
         return fresh.value()
@@ -70,6 +73,7 @@ class MemoryMean:
         """Return memory, weights and running total."""
         clients = sorted(self.weights)
         return {
+            "kind": self.kind,
             "memory": self.memory.state_dict(),
             "clients": np.array(clients, np.int64),
             "weights": np.array([self.weights[client] for client in clients], np.float64),
@@ -77,7 +81,15 @@ class MemoryMean:
         }
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
-        """Replace the content with that of `state_dict`."""
+        """Replace the content with that of `state_dict`.
+
+        Raises `CheckpointError` when it is of another kind of memory.
+        """
+        if tree["kind"] != self.kind:
+            raise CheckpointError(
+                f"checkpoint holds a memory of kind {tree['kind']!r}, this run has memory={self.kind!r}; "
+                "resume with the kind it was made with."
+            )
         self.memory.load_state_dict(tree["memory"])
         self.weights = dict(zip(tree["clients"].tolist(), tree["weights"].tolist(), strict=True))
         self.total = np.array(tree["total"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from turnout.wire.errors import ConfigError
+from turnout.strategies.checks import number, whole_number
+from turnout.wire.errors import ConfigError, ReplyRejected
 
 Participation = Mapping[int, float] | Sequence[float] | float | Literal["estimate"] | None
 
@@ -23,8 +23,7 @@ class ParticipationEstimator:
     """
 
     def __init__(self, cutoff: int | None = None) -> None:
-        if cutoff is not None and cutoff < 1:
-            raise ConfigError(f"cutoff must be at least 1 round or None, got {cutoff}.")
+        whole_number("cutoff", cutoff, 1, optional=True)
         self.cutoff = cutoff
         self._start: dict[int, int] = {}
         self._closed: dict[int, int] = {}
@@ -77,29 +76,29 @@ class ParticipationEstimator:
         self._count = {client: count for client, _, _, count in rows}
 
 
-def check_probability(field: str, value: float) -> float:
-    """Return ``value`` if it is a probability in (0, 1]; raise `ConfigError` naming ``field`` otherwise."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and 0.0 < value <= 1.0):
-        raise ConfigError(
-            f"{field} must be a probability in (0, 1], got {value!r}; leave out who never comes."
-        )
-    return float(value)
-
-
 def known_probability(participation: Mapping[int, float] | Sequence[float] | float, client: int) -> float:
-    """Return p of ``client``; raise `ConfigError` when it is not given."""
+    """Return p of ``client``; raise `ReplyRejected` when it is not given."""
     if isinstance(participation, (int, float)):
         return float(participation)
-    try:
-        return float(participation[client])
-    except (KeyError, IndexError):
-        raise ConfigError(
-            f"participation gives no probability for client {client}; add it, or use 'estimate'."
-        ) from None
+    if isinstance(participation, Mapping):
+        known = client in participation
+    else:
+        known = 0 <= client < len(participation)
+    if not known:
+        raise ReplyRejected(
+            "unknown-client",
+            f"participation gives no probability for client {client}; add it, or use 'estimate'.",
+        )
+    return float(participation[client])
 
 
-def check_participation(participation: Participation, *, estimate: bool) -> None:
-    """Raise `ConfigError` unless ``participation`` is usable (``estimate``: the word is allowed)."""
+def check_participation(
+    participation: Participation, *, estimate: bool, num_clients: int | None = None
+) -> None:
+    """Raise `ConfigError` unless ``participation`` is usable (``estimate``: the word is allowed).
+
+    A list must reach for all of ``num_clients`` when that is given.
+    """
     if participation is None:
         return
     if isinstance(participation, str):
@@ -108,9 +107,21 @@ def check_participation(participation: Participation, *, estimate: bool) -> None
             raise ConfigError(f"participation must be {allowed}, got {participation!r}.")
     elif isinstance(participation, Mapping):
         for client, value in participation.items():
-            check_probability(f"participation[{client}]", value)
+            whole_number("participation's client id", client, -(2**63))
+            _check_probability(f"participation[{client}]", value)
     elif isinstance(participation, (int, float)):
-        check_probability("participation", participation)
+        _check_probability("participation", participation)
+    elif isinstance(participation, (Sequence, np.ndarray)):
+        for i, probability in enumerate(participation):
+            _check_probability(f"participation[{i}]", probability)
+        if num_clients is not None and len(participation) < num_clients:
+            raise ConfigError(
+                f"participation gives {len(participation)} probabilities for num_clients={num_clients}; "
+                "add the missing ones."
+            )
     else:
-        for client, value in enumerate(participation):
-            check_probability(f"participation[{client}]", value)
+        raise ConfigError(f"participation must be probabilities, got {participation!r}.")
+
+
+def _check_probability(field: str, value: Any) -> None:
+    number(field, value, "a probability in (0, 1] (leave out who never comes)", above=0.0, most=1.0)

@@ -87,7 +87,3 @@ class RerceFed(ScheduledADMM):
         self.previous = self.x
         xp = array_namespace(self.x)
         return xp.astype(total / self.normaliser(), self.x.dtype)
-
-    def diagnostics(self) -> dict[str, float]:
-        """RMS change of the consensus model: the primal residual at the server."""
-        return {"primal-residual": self.primal_residual(self.previous)}

@@ -90,7 +90,10 @@ class RoundReport:
     grid: Grid
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return the state from which `StreamingStrategy.start` can resume after this round."""
+        """Return the state from which `StreamingStrategy.start` can resume after this round.
+
+        It shares its arrays with the strategy: save it, or copy it, before the next round.
+        """
         tree: dict[str, Any] = {"round": self.server_round, "strategy": self.strategy.state_dict()}
         if hasattr(self.grid, "state_dict"):
             tree["grid"] = self.grid.state_dict()

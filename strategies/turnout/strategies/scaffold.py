@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from turnout.strategies.checks import unused
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
@@ -26,6 +27,10 @@ class Scaffold(StreamingStrategy):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("control",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unused("SCAFFOLD", "client_weights", self.client_weights, "uniform")
 
     def setup(self) -> None:
         """Start with c = 0."""

@@ -22,7 +22,7 @@ from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
 from turnout.strategies.rounds import Callback, ClientReport, Instruction
-from turnout.wire import ParameterLayout, ReplyRejected, keys
+from turnout.wire import CheckpointError, ParameterLayout, ReplyRejected, keys, view
 from turnout.wire.flower import request
 
 log = logging.getLogger("turnout.strategies")
@@ -42,10 +42,17 @@ class StreamingStrategy(Algorithm, Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the algorithm's state and the buffers."""
-        return super().state_dict() | {"buffers": dict(self._buffers.values) if self._layout else {}}
+        state = super().state_dict()
+        if self._layout:
+            state |= {"buffers": dict(self._buffers.values), "layout": self._layout.digest}
+        return state
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Continue from a tree of `state_dict`; the model must be known (`adopt`, or `prepare`)."""
+        if self._layout and tree["layout"] != self._layout.digest:
+            raise CheckpointError(
+                "checkpoint is of a model with other names, shapes or dtypes than this run's."
+            )
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
@@ -71,24 +78,45 @@ class StreamingStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose the cohort and return one request per client, all sharing one copy of the model."""
-        if self._layout is None:
+        if self._layout is None or server_round == 1:
             self.adopt(arrays)
+        else:
+            self._take(arrays)
         started = time.perf_counter()
         available = list(grid.get_node_ids())
-        registered = grid.registered_ids() if hasattr(grid, "registered_ids") else available
+        self.clients.growing = not hasattr(grid, "registered_ids")
+        registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
         self.seconds = {}
         self.begin_round(server_round, registered)
         cohort = self.select(server_round, available)
-        self._sent = self.broadcast()
-        self._intake = Intake(self.layout, self._sent, cohort, server_round)
+        model = self.layout.record(self.broadcast(), self._buffers.values)
+        # Updates are relative to what clients receive, which 16-bit tensors round.
+        self._intake = Intake(self.layout, self.layout.flatten(model), cohort, server_round)
         self._buffers.reset()
+        messages = list(self._requests(server_round, model, cohort, config))
+        self._intake.asked(messages)
         self.seconds["select"] = time.perf_counter() - started
-        return list(self._requests(server_round, cohort, config))
+        return messages
+
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Go on from ``arrays`` if they are not the model that this strategy returned.
+
+        Strategies that wrap another change the model between rounds (differential privacy adds noise).
+        """
+        given, own = self.layout.flatten(arrays), self.arrays()
+        if not np.array_equal(given, self.layout.flatten(own)):
+            self.x = given.copy()
+        for name, value in self.layout.buffers_of(arrays).items():
+            if not np.array_equal(value, view(own[name])):
+                self._buffers.values[name] = value.copy()
 
     def _requests(
-        self, server_round: int, cohort: Mapping[int, Instruction], config: ConfigRecord
+        self,
+        server_round: int,
+        model: ArrayRecord,
+        cohort: Mapping[int, Instruction],
+        config: ConfigRecord,
     ) -> Iterator[Message]:
-        model = self.layout.record(self._sent, self._buffers.values)
         # Instructions are mostly one shared object: its records are made once for all who get it.
         made: dict[int, RecordDict] = {}
         for node, instruction in cohort.items():
@@ -110,11 +138,11 @@ class StreamingStrategy(Algorithm, Strategy):
         metrics: list[tuple[int, int, Mapping[str, float]]] = []
         started = time.perf_counter()
         for message in replies:
-            node = message.metadata.src_node_id
+            node = self._intake.sender(message)
             try:
                 parcel = self._intake.open(message)
+                self._intake.claim(node, parcel.client)
                 row = self.clients.identify(node, parcel.client, server_round)
-                self._intake.claim(node, row)
                 self.on_register(row, server_round)
                 report = self.accept(server_round, parcel.reply(row))
             except ReplyRejected as refused:

@@ -29,14 +29,22 @@ class UnbiasedFedAvg(StreamingStrategy):
         super().__post_init__()
         if self.participation is None:
             raise ConfigError("participation is needed: give p by client id, or use the strategy 'fedau'.")
-        check_participation(self.participation, estimate=False)
+        check_participation(self.participation, estimate=False, num_clients=self.num_clients)
 
-    def fold(self, reply: Reply) -> float:
-        """Add the update, weighted by alpha_i / p_i."""
+    def weight(self, reply: Reply) -> float:
+        """Return alpha_i / p_i before normalisation."""
         assert self.participation is not None
         assert not isinstance(self.participation, str)
         client = self.clients.entries[reply.client].key
-        weight = self.alpha(reply) / known_probability(self.participation, client)
+        return self.alpha(reply) / known_probability(self.participation, client)
+
+    def check(self, reply: Reply) -> None:
+        """Refuse a client whose probability is not given."""
+        self.weight(reply)
+
+    def fold(self, reply: Reply) -> float:
+        """Add the update, weighted by alpha_i / p_i."""
+        weight = self.weight(reply)
         self.sum.add(reply.update, weight, largest=reply.peak)
         return weight
 

@@ -1,0 +1,205 @@
+"""The builder of Turnout's Flower ``ClientApp``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from turnout.client.flat_model import FlatModel
+from turnout.client.local_round import LocalRound
+from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
+from turnout.client.options import Reference, TrainOptions
+from turnout.client.state import ClientState
+from turnout.tasks.task import ClientData, Task
+from turnout.tasks.validation import check_number
+from turnout.wire import keys
+from turnout.wire.errors import ConfigError, DataError, LayoutError, unknown_name
+from turnout.wire.registry import find
+
+_LR: Final = "lr"
+
+
+def client_app(
+    task: Task,
+    *,
+    optimizer: str = "sgd",
+    lr: float = 0.1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    batch_size: int = 32,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    anchor_batch_size: int | None = None,
+    reference: Reference = "telescoped",
+    closed_form: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    mods: Sequence[Mod] = (),
+) -> ClientApp:
+    """Return a Flower ``ClientApp`` whose clients train on ``task``.
+
+    The app answers ``train`` (the local update that the request's config names), ``evaluate`` (the received
+    model on the client's own data) and ``query.local_model`` (the model that an ADMM client keeps, after
+    the request's ``server-round``; nothing changes). A client is ``partition-id`` of its node config, else
+    its node id. A request's config may carry ``lr`` for a schedule decided by the server; it replaces
+    ``lr`` for that round.
+
+    The settings are those of `TrainOptions`; bad ones raise `ConfigError` here. Bad requests raise
+    `ConfigError` or `LayoutError`, a client without examples `DataError`: the engine reports them as that
+    client's failure. The app may be called from several threads at once, each trains a model of its own;
+    the same (seed, client, round, request, state) gives the same reply, bit for bit on one machine.
+    """
+    options = TrainOptions(
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        local_steps=local_steps,
+        local_epochs=local_epochs,
+        anchor_batch_size=anchor_batch_size,
+        reference=reference,
+        closed_form=closed_form,
+        seed=seed,
+        device=device,
+    )
+    trainer = Trainer(task, options)
+    app = ClientApp(mods=list(mods))
+    app.train()(trainer.train)
+    app.evaluate()(trainer.evaluate)
+    app.query("local_model")(trainer.local_model)
+    return app
+
+
+class Trainer:
+    """Answers messages for every client of ``task`` in this process; one `FlatModel` per thread."""
+
+    def __init__(self, task: Task, options: TrainOptions) -> None:
+        self.task = task
+        self.options = options
+        self._device = options.resolved_device
+        self._local = threading.local()
+        self._on_device: dict[int, ClientData] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"task": self.task, "options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["task"], state["options"])  # type: ignore[misc]
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Run the local update that the request names and reply with its records and metrics."""
+        started = time.perf_counter()
+        work = self._local_round(message.content, context)
+        update = cast(LocalUpdate, find("local-update", work.local_update).target)
+        outcome = update(work)
+        content = RecordDict()
+        for key, record in outcome.records.items():
+            content[key] = record
+        content[keys.METRICS] = MetricRecord(
+            {
+                keys.NUM_EXAMPLES: len(work.data),
+                keys.CLIENT_ID: work.client,
+                keys.TRAIN_LOSS: outcome.train_loss,
+                keys.TRAIN_SECONDS: time.perf_counter() - started,
+            }
+        )
+        return Message(content, reply_to=message)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Reply the task's metrics of the received model on the client's own examples."""
+        client = self._client(context)
+        data = self._data(client)
+        model = self._model()
+        model.load(_arrays(message.content))
+        metrics: dict[str, int | float] = dict(self.task.evaluate_model(model.module, data))
+        metrics |= {keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client}
+        return Message(RecordDict({keys.METRICS: MetricRecord(cast(Any, metrics))}), reply_to=message)
+
+    def local_model(self, message: Message, context: Context) -> Message:
+        """Reply the model that the client keeps, as it stands after the request's round."""
+        work = self._local_round(message.content, context)
+        if work.local_update not in LOCAL_MODELS:
+            raise unknown_name("local update with a local model", work.local_update, LOCAL_MODELS)
+        vector = LOCAL_MODELS[work.local_update](work)
+        metrics = MetricRecord({keys.NUM_EXAMPLES: len(work.data), keys.CLIENT_ID: work.client})
+        content = RecordDict({keys.ARRAYS: work.model.record(vector), keys.METRICS: metrics})
+        return Message(content, reply_to=message)
+
+    def _local_round(self, content: RecordDict, context: Context) -> LocalRound:
+        client = self._client(context)
+        data = self._data(client)
+        config = content.get(keys.CONFIG)
+        if not isinstance(config, ConfigRecord):
+            config = ConfigRecord()
+        server_round = config.get(keys.SERVER_ROUND)
+        if not isinstance(server_round, int) or isinstance(server_round, bool) or server_round < 0:
+            raise ConfigError(
+                f"{keys.SERVER_ROUND}={server_round!r} in the request's config is not possible; "
+                "the strategy must send the round, a whole number."
+            )
+        lr = config.get(_LR, self.options.lr)
+        check_number(_LR, lr, low=0, open_low=True)
+        # Flower's own strategies name no local update; its FedProx is known by its coefficient.
+        plain = "prox" if keys.PROXIMAL_MU in config else "sgd"
+        local_update = str(config.get(keys.LOCAL_UPDATE, plain))
+        model = self._model()
+        model.load(_arrays(content))
+        return LocalRound(
+            client=client,
+            server_round=server_round,
+            local_update=local_update,
+            model=model,
+            task=self.task,
+            data=data,
+            options=self.options,
+            lr=cast(float, lr),
+            config=config,
+            content=content,
+            state=ClientState(context.state, local_update, server_round),
+        )
+
+    def _model(self) -> FlatModel:
+        model = getattr(self._local, "model", None)
+        if model is None:
+            model = self._local.model = FlatModel(self.task.seeded_model(0), self._device)
+        return cast(FlatModel, model)
+
+    def _client(self, context: Context) -> int:
+        client = context.node_config.get("partition-id", context.node_id)
+        if not isinstance(client, int) or not 0 <= client < self.task.num_clients:
+            raise ConfigError(
+                f"partition-id={client!r} is not a client of task {self.task.name!r}; use 0 to "
+                f"{self.task.num_clients - 1} (the node id is used when the node config has no partition-id)."
+            )
+        return client
+
+    def _data(self, client: int) -> ClientData:
+        data = self._on_device.get(client)
+        if data is None:
+            data = self.task.client_data(client)
+            if len(data) == 0:
+                raise DataError(
+                    f"client {client} of task {self.task.name!r} has no training examples; give it "
+                    "participation probability 0, or set the partition's min_examples to 1 or more."
+                )
+            if torch.device(self._device).type != "cpu":
+                data = ClientData(data.x.to(self._device), data.y.to(self._device))
+            self._on_device[client] = data
+        return data
+
+
+def _arrays(content: RecordDict) -> ArrayRecord:
+    record = content.get(keys.ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise LayoutError(
+            f"the request brings no record {keys.ARRAYS!r}; the strategy must send the model in it."
+        )
+    return record

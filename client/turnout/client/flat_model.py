@@ -1,0 +1,95 @@
+"""A torch model whose float parameters, and their gradients, are one flat vector each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor, nn
+
+from turnout.tasks.task import Vector
+from turnout.wire.arrays import as_array
+from turnout.wire.errors import LayoutError
+from turnout.wire.layout import ParameterLayout
+
+
+class FlatModel:
+    """``module`` re-based onto two flat tensors of P numbers, in ``state_dict`` order.
+
+    ``parameters`` and ``gradient`` are those tensors; each parameter and its ``.grad`` is a view into them,
+    so an SGD step is one ``add_``, and loading or reading the model is one copy. Buffers (integers,
+    batch-norm statistics) keep their own storage. Not for use by two threads at once.
+
+    Raises `LayoutError` for a module that shares one parameter under two names.
+    """
+
+    def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
+        self.module = module.to(device)
+        state = module.state_dict(keep_vars=True)
+        self.layout = ParameterLayout.from_arrays(
+            {name: as_array(tensor.detach().cpu().numpy()) for name, tensor in state.items()}
+        )
+        dtype = torch.float64 if self.layout.dtype == np.float64 else torch.float32
+        self.parameters = torch.zeros(self.layout.size, dtype=dtype, device=device)
+        self.gradient = torch.zeros_like(self.parameters)
+        seen: dict[int, str] = {}
+        for spec in self.layout.tensors:
+            tensor = state[spec.name]
+            if id(tensor) in seen:
+                raise LayoutError(
+                    f"parameters {seen[id(tensor)]!r} and {spec.name!r} are one tensor, which "
+                    "a flat model cannot express; untie them."
+                )
+            if tensor.dtype != dtype:
+                raise LayoutError(f"parameter {spec.name!r} is {tensor.dtype}; make the whole model {dtype}.")
+            seen[id(tensor)] = spec.name
+            piece = slice(spec.offset, spec.offset + spec.size)
+            self.parameters[piece].copy_(tensor.detach().reshape(-1))
+            tensor.data = self.parameters[piece].view(spec.shape)
+            if tensor.requires_grad:
+                tensor.grad = self.gradient[piece].view(spec.shape)
+        self.buffers: dict[str, Tensor] = {spec.name: state[spec.name] for spec in self.layout.buffers}
+        # On the CPU, the parameters as a NumPy view: reads and writes go past torch.
+        self._host: Vector | None = self.parameters.numpy() if self.parameters.device.type == "cpu" else None
+
+    def train(self, mode: bool) -> None:
+        """Put the module in training mode, or in evaluation mode (batch norm uses its stored statistics)."""
+        if self.module.training is not mode:
+            self.module.train(mode)
+
+    def load(self, record: Mapping[str, Array]) -> None:
+        """Copy ``record`` (parameters and buffers) into the model; `LayoutError` when it does not fit."""
+        vector = self.layout.flatten(record, out=self._host)
+        if self._host is None:
+            self.load_vector(vector)
+        for name, buffer in self.layout.buffers_of(record).items():
+            self.buffers[name].copy_(torch.tensor(buffer))
+
+    def load_vector(self, vector: Vector) -> None:
+        """Copy ``vector``, shape (P,), into the parameters."""
+        if self._host is not None:
+            np.copyto(self._host, vector)
+        else:
+            self.parameters.copy_(torch.tensor(vector))
+
+    def tensor(self, vector: Vector) -> Tensor:
+        """Return ``vector`` as a new tensor beside the parameters (same device and dtype)."""
+        return torch.tensor(vector, dtype=self.parameters.dtype, device=self.parameters.device)
+
+    def vector(self) -> Vector:
+        """Return a copy of the parameters, shape (P,)."""
+        return to_vector(self.parameters) if self._host is None else self._host.copy()
+
+    def record(self, vector: Vector) -> ArrayRecord:
+        """Return ``vector`` with the model's present buffers, as a record to send."""
+        if not self.buffers:
+            return self.layout.record(vector)
+        copies = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.buffers.items()}
+        return self.layout.record(vector, copies)
+
+
+def to_vector(tensor: Tensor) -> Vector:
+    """Return a copy of ``tensor`` as a NumPy vector."""
+    return tensor.detach().cpu().numpy().copy()

@@ -1,0 +1,31 @@
+"""Local updates: what a client does with the model it receives. One module each, registered by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from turnout.client.local_round import LocalRound, Outcome
+from turnout.client.local_updates import admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
+from turnout.tasks.task import Vector
+
+LocalUpdate = Callable[[LocalRound], Outcome]
+
+# Local updates whose clients keep a model of their own between rounds, and how to read it.
+LOCAL_MODELS: Final[dict[str, Callable[[LocalRound], Vector]]] = {
+    "admm": admm.local_model,
+    "dual-admm": dual_admm.local_model,
+}
+
+__all__ = [
+    "LOCAL_MODELS",
+    "LocalUpdate",
+    "admm",
+    "anchor",
+    "dual_admm",
+    "dyn",
+    "miner",
+    "prox",
+    "scaffold",
+    "sgd",
+]

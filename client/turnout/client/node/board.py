@@ -1,0 +1,226 @@
+"""The node's tasks: what was offered, what is being worked on, which replies wait for the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.clientapp import ClientApp
+
+from turnout.client.node.journal import ClientJournal, Entry, OpenJournal, request_digest
+from turnout.client.node.runner import AppFailed, Federation, run_app
+from turnout.v1 import fleet_pb2 as pb
+from turnout.wire.arrays import NDArray
+from turnout.wire.errors import LayoutError
+from turnout.wire.framing import Chunk
+from turnout.wire.replies import EncodedReply, encode_failure, encode_reply
+from turnout.wire.work import decode_work, payload_ids
+
+log = logging.getLogger("turnout.client.node")
+
+
+@dataclass(slots=True, eq=False)
+class NodeTask:
+    """One task of one logical client."""
+
+    offer: pb.TaskOffer
+    work: pb.Work
+    missing: set[int]
+    reply: EncodedReply | None = None
+    cancelled: bool = False
+    started: bool = False
+    seconds: float = 0.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether the client's state goes on with this task."""
+        return self.work.message_type.startswith("train")
+
+
+@dataclass(slots=True)
+class _Incoming:
+    buffer: NDArray
+    received: int = 0
+
+
+@dataclass(slots=True)
+class _Hosted:
+    """One logical client: it does one task at a time."""
+
+    journal: ClientJournal
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    rounds: int = 0
+
+
+class TaskBoard:
+    """Takes offers and payloads from the session, runs the app, keeps replies until they are acknowledged.
+
+    ``finished`` is called on the event loop with each task whose reply is ready.
+    """
+
+    def __init__(
+        self, app: ClientApp, open_journal: OpenJournal, pool: Executor, finished: Callable[[NodeTask], None]
+    ) -> None:
+        self._app = app
+        self._open_journal = open_journal
+        self._pool = pool
+        self._finished = finished
+        self._federation = Federation("")
+        self._hosted: dict[int, _Hosted] = {}
+        self._tasks: dict[int, NodeTask] = {}
+        self._payloads: dict[int, _Incoming] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self.replies = 0
+
+    def holding(self, client: int) -> list[int]:
+        """Return the tasks of ``client`` that need not be offered again."""
+        return [task.offer.id for task in self._tasks.values() if task.offer.client == client]
+
+    def begin(self) -> None:
+        """Forget what a lost stream left unfinished: payloads, and tasks that wait for them."""
+        self._payloads.clear()
+        self._tasks = {i: t for i, t in self._tasks.items() if not t.missing}
+
+    def welcome(self, federation: Federation, clients: list[int]) -> None:
+        """Open the clients' journals for the server's run."""
+        if federation.run != self._federation.run:
+            self._hosted.clear()
+        self._federation = federation
+        for client in clients:
+            if client not in self._hosted:
+                self._hosted[client] = _Hosted(self._open_journal(federation.run, client))
+
+    def ready(self) -> list[NodeTask]:
+        """Return the tasks whose replies wait."""
+        return [task for task in self._tasks.values() if task.reply is not None]
+
+    def busy(self) -> bool:
+        """Return whether any task is not acknowledged yet."""
+        return bool(self._tasks)
+
+    def rounds(self) -> int:
+        """Return the accepted training replies of the client that has fewest."""
+        return min((hosted.rounds for hosted in self._hosted.values()), default=0)
+
+    def find(self, task_id: int) -> NodeTask | None:
+        """Return a task that has not been acknowledged."""
+        return self._tasks.get(task_id)
+
+    # What the server sends.
+
+    def offer(self, offer: pb.TaskOffer) -> None:
+        """Take a task; one that is known already only gets its new attempt."""
+        known = self._tasks.get(offer.id)
+        if known is not None:
+            known.offer = offer
+            if known.reply is not None:
+                self._finished(known)
+            return
+        if offer.client not in self._hosted:
+            return
+        work = pb.Work.FromString(offer.work)
+        task = NodeTask(offer, work, set())
+        for record in work.records:
+            block = record.arrays
+            if record.WhichOneof("kind") == "arrays" and block.payload:
+                if block.payload not in self._payloads:
+                    self._payloads[block.payload] = _Incoming(np.empty(block.size, np.uint8))
+                if self._payloads[block.payload].received < block.size:
+                    task.missing.add(block.payload)
+        self._tasks[offer.id] = task
+        if not task.missing:
+            self._start(task)
+
+    def chunk(self, chunk: Chunk) -> None:
+        """Store a piece of a payload and start the tasks that waited for its last."""
+        incoming = self._payloads.get(chunk.id)
+        if incoming is None:
+            return
+        end = incoming.received + len(chunk.data)
+        if chunk.offset != incoming.received or end > incoming.buffer.size:
+            raise LayoutError(f"payload {chunk.id}: a chunk at {chunk.offset}, expected at {incoming.received}.")
+        incoming.buffer[incoming.received : end] = np.frombuffer(chunk.data, np.uint8)
+        incoming.received = end
+        if end == incoming.buffer.size:
+            for task in list(self._tasks.values()):
+                if chunk.id in task.missing:
+                    task.missing.discard(chunk.id)
+                    if not task.missing:
+                        self._start(task)
+
+    def release(self, payloads: list[int]) -> None:
+        """Drop payloads that no further task needs."""
+        for payload in payloads:
+            self._payloads.pop(payload, None)
+
+    def cancel(self, task_id: int) -> None:
+        """Give a task up; an app that runs is left to finish and its reply is dropped."""
+        task = self._tasks.pop(task_id, None)
+        if task is not None:
+            task.cancelled = True
+
+    def acknowledged(self, ack: pb.Ack) -> None:
+        """Take note of a reply's outcome and let it go."""
+        task = self._tasks.pop(ack.task, None)
+        if task is None:
+            return
+        task.cancelled = True
+        if ack.outcome == pb.OUTCOME_ACCEPTED and task.trains:
+            hosted = self._hosted[task.offer.client]
+            hosted.rounds += 1
+            hosted.journal.accepted(task.work.server_round)
+        elif ack.outcome != pb.OUTCOME_ACCEPTED:
+            log.warning("client %s, round %s: the reply is refused, %s: %s",
+                        task.offer.client, task.work.server_round, ack.reason, ack.detail)  # fmt: skip
+
+    # Work.
+
+    def _start(self, task: NodeTask) -> None:
+        blocks = {i: self._payloads[i].buffer for i in payload_ids(task.work)}
+        running = asyncio.create_task(self._run(task, self._hosted[task.offer.client], blocks))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    async def _run(self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray]) -> None:
+        loop = asyncio.get_running_loop()
+        async with hosted.lock:
+            if task.cancelled:
+                return
+            task.started = True
+            began = time.monotonic()
+            task.reply = await loop.run_in_executor(self._pool, self._work, task, hosted.journal, blocks)
+            task.seconds = time.monotonic() - began
+        self.replies += 1
+        if not task.cancelled:
+            self._finished(task)
+
+    def _work(self, task: NodeTask, journal: ClientJournal, blocks: dict[int, NDArray]) -> EncodedReply:
+        """Run on a worker thread: the app, then the journal, then the reply may be offered."""
+        offer = task.offer
+        try:
+            work = decode_work(task.work, blocks.__getitem__)
+            digest = request_digest(task.work)
+            if task.trains:
+                kept = journal.reply(work.server_round, digest, offer.base_round)
+                if kept is not None:
+                    return encode_reply(kept, work.layouts)
+            state = journal.state(offer.base_round)
+            content, after = run_app(
+                self._app, work, client=offer.client, state=state, federation=self._federation
+            )
+            encoded = encode_reply(content, work.layouts)
+            if task.trains:
+                entry = Entry(digest, offer.base_round, after, content)
+                journal.commit(work.server_round, entry, keep_round=offer.keep_round)
+        except AppFailed as failure:
+            log.warning("%s", failure)
+            return encode_failure(str(failure))
+        except Exception as error:
+            log.exception("client %s: the task failed outside the ClientApp", offer.client)
+            return encode_failure(f"client {offer.client}: {type(error).__name__}: {error}")
+        return encoded

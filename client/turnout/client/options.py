@@ -1,0 +1,131 @@
+"""How clients train: the settings of `client_app`, checked when the app is built."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+
+from turnout.tasks.validation import check_count, check_number
+from turnout.wire.errors import ConfigError, unknown_name
+
+Reference = Literal["telescoped", "fresh"]
+
+# These need closures, sparse gradients or matrices; the flat parameter is one dense vector.
+_UNFIT: Final = frozenset({"Optimizer", "LBFGS", "SparseAdam", "Muon"})
+
+
+def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """Return the ``torch.optim`` classes that can train a flat vector, by lower-case name."""
+    return {
+        name.lower(): value
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name not in _UNFIT
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Settings of local training; bad ones raise `ConfigError` naming field, value and fix.
+
+    Attributes
+    ----------
+    optimizer
+        "sgd" (a tight path of our own) or any other ``torch.optim`` class by name. Its state starts anew
+        each round.
+    lr, momentum, weight_decay
+        As in ``torch.optim``. For "sgd" the weight decay is part of every gradient, anchors' included.
+    batch_size
+        Examples per step, at most; the last batch of an epoch may be smaller.
+    local_steps, local_epochs
+        Length of local training: give one of them (one epoch when neither is given).
+    anchor_batch_size
+        Examples of an anchor's gradient (FedAMD); None is the whole local set.
+    reference
+        How gradient-form ADMM keeps its reference gradient (card rerce-fed-admm): "telescoped" has the
+        right fixed point with loose local solves; "fresh" recomputes it from the whole local set.
+    closed_form
+        Use the task's exact ADMM steps where it has them; False forces the gradient form.
+    seed
+        Seed of minibatch order, together with client and round.
+    device
+        "auto" (CUDA when present), "cpu", "cuda", "cuda:1", ...
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    local_steps: int | None = None
+    local_epochs: int | None = None
+    anchor_batch_size: int | None = None
+    reference: Reference = "telescoped"
+    closed_form: bool = True
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, low=0, open_low=True)
+        check_number("momentum", self.momentum, low=0, high=1, open_high=True)
+        check_number("weight_decay", self.weight_decay, low=0)
+        check_count("batch_size", self.batch_size, low=1)
+        check_count("seed", self.seed, low=0)
+        for field in ("local_steps", "local_epochs", "anchor_batch_size"):
+            if getattr(self, field) is not None:
+                check_count(field, getattr(self, field), low=1)
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ConfigError(
+                f"local_steps={self.local_steps} and local_epochs={self.local_epochs} both set the length of "
+                "local training; give one of them."
+            )
+        if self.reference not in ("telescoped", "fresh"):
+            raise unknown_name("reference", str(self.reference), ("telescoped", "fresh"))
+        self._check_optimizer()
+        self._check_device()
+
+    def _check_optimizer(self) -> None:
+        known = torch_optimizers()
+        if not isinstance(self.optimizer, str) or self.optimizer.lower() not in known:
+            raise unknown_name("optimizer", str(self.optimizer), known)
+        accepted = inspect.signature(known[self.optimizer.lower()]).parameters
+        for field in ("momentum", "weight_decay"):
+            if getattr(self, field) and field not in accepted:
+                raise ConfigError(
+                    f"{field}={getattr(self, field)} has no effect: optimizer {self.optimizer!r} has "
+                    f"no {field}; set {field}=0 or choose another optimizer."
+                )
+
+    def _check_device(self) -> None:
+        try:
+            device = torch.device(self.resolved_device)
+        except RuntimeError as error:
+            raise ConfigError(f"device={self.device!r} is not known; use 'auto', 'cpu' or 'cuda'.") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device={self.device!r} but no CUDA device is present; use 'auto' or 'cpu'.")
+
+    @property
+    def resolved_device(self) -> str:
+        """The device to train on, with "auto" decided."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def own_sgd(self) -> bool:
+        """Whether steps are taken by our own SGD rather than a ``torch.optim`` class."""
+        return self.optimizer.lower() == "sgd"
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether a step is exactly ``y <- y - lr * gradient``."""
+        return self.own_sgd and self.momentum == 0.0
+
+    def torch_optimizer(self, tensors: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+        """Return a new ``torch.optim`` optimizer of the chosen kind for ``tensors``."""
+        kind: Any = torch_optimizers()[self.optimizer.lower()]
+        extra = {f: getattr(self, f) for f in ("momentum", "weight_decay") if getattr(self, f)}
+        optimizer: torch.optim.Optimizer = kind(tensors, lr=lr, **extra)
+        return optimizer

@@ -1,0 +1,50 @@
+"""Learning problems: data sets, models, and how examples are spread over clients."""
+
+from __future__ import annotations
+
+from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
+from turnout.tasks.digits import Digits
+from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
+from turnout.tasks.gaussian_mixture import GaussianMixture
+from turnout.tasks.grunfeld import Grunfeld
+from turnout.tasks.least_squares import LeastSquaresTask
+from turnout.tasks.mnist5k import Mnist5k
+from turnout.tasks.partition import (
+    Dirichlet,
+    Iid,
+    LabelMix,
+    LabelSwap,
+    Natural,
+    Partition,
+    Partitioner,
+    Shards,
+    make_partitioner,
+)
+from turnout.tasks.task import AdmmSolver, ClientData, Task
+from turnout.tasks.wls import Wls
+
+__all__ = [
+    "AdmmSolver",
+    "ClassificationTask",
+    "ClientData",
+    "Digits",
+    "Dirichlet",
+    "Examples",
+    "FashionMnist",
+    "GaussianMixture",
+    "Grunfeld",
+    "Iid",
+    "ImageTask",
+    "LabelMix",
+    "LabelSwap",
+    "LeastSquaresTask",
+    "Mnist5k",
+    "Natural",
+    "Partition",
+    "Partitioner",
+    "Shards",
+    "Task",
+    "Wls",
+    "load_fashion_mnist",
+    "make_partitioner",
+]

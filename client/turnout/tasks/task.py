@@ -1,0 +1,131 @@
+"""What a federation learns: a model, each client's data, a loss and a metric."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from turnout.wire.arrays import NDArray, as_array, view
+from turnout.wire.errors import ConfigError
+
+Vector = NDArray
+
+# Building a module draws from torch's global generator; every build in Turnout goes through this lock, so
+# that a seeded build in one thread cannot be disturbed by a build in another.
+_building: Final = threading.Lock()
+_EVALUATION_CHUNK: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ClientData:
+    """Examples of one client: ``x`` and ``y`` share their first dimension, the number of examples."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+
+class AdmmSolver(Protocol):
+    """Exact proximal steps on one client's objective f_k (card rerce-fed-admm, A_k, b_k, N_k)."""
+
+    def solve(self, v: Vector) -> Vector:
+        """Return ``N_k (b_k + v)``: the minimiser of ``f_k(w) - <v, w> + rho/2 ||w||^2``."""
+
+    def step(self, w: Vector, s: Vector) -> Vector:
+        """Return ``(I - rho N_k) w + rho N_k s``: the ADMM step with the dual eliminated."""
+
+
+class Task(ABC):
+    """A learning problem spread over ``num_clients`` clients.
+
+    Subclass it with `model`, `client_data` and `loss` to bring your own problem; override `metrics` and
+    `test_data` to have it evaluated. Models must not draw from torch's global generator while they train
+    (dropout does), or clients that run in parallel threads would not be reproducible.
+    """
+
+    name: str
+    num_clients: int
+    seed: int = 0
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Return a new model; its parameters are drawn by torch's usual initialisation."""
+
+    @abstractmethod
+    def client_data(self, client: int) -> ClientData:
+        """Return the training examples of ``client`` (from 0), the same tensors each time."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss over a batch of model outputs and targets, a scalar tensor."""
+
+    def metrics(self, output: Tensor, y: Tensor) -> dict[str, float]:
+        """Return metrics that are means over the given examples; ``"loss"`` is always one of them."""
+        return {"loss": float(self.loss(output, y))}
+
+    def test_data(self) -> ClientData | None:
+        """Return the server's held-out examples, or None when the task has none."""
+        return None
+
+    def num_examples(self, client: int) -> int:
+        """Return the number of training examples of ``client``."""
+        return len(self.client_data(client))
+
+    def label_distribution(self) -> Vector:
+        """Return each client's share of labels, shape (num_clients, classes); zeros for one without data.
+
+        Raises `ConfigError` for a task without class labels.
+        """
+        raise ConfigError(
+            f"task {self.name!r} has no class labels, so nothing can be correlated with them; "
+            "give participation probabilities or use two groups."
+        )
+
+    def admm_solver(self, client: int, rho: float) -> AdmmSolver | None:
+        """Return the closed-form proximal steps of ``client``'s objective, or None when there are none."""
+        return None
+
+    def seeded_model(self, seed: int) -> nn.Module:
+        """Return `model` built under ``seed``; torch's global generator is left as it was."""
+        with _building, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.model()
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the initial model of a run, drawn from the task's ``seed``."""
+        record = ArrayRecord()
+        for name, tensor in self.seeded_model(self.seed).state_dict().items():
+            record[name] = as_array(tensor.numpy())
+        return record
+
+    def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
+        """Return `metrics` of the model ``arrays`` on `test_data`; empty when the task has no test data."""
+        data = self.test_data()
+        if data is None:
+            return {}
+        model = self.seeded_model(self.seed)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(torch.tensor(view(arrays[name])))
+        return self.evaluate_model(model, data)
+
+    def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
+        """Return `metrics` of ``model`` in evaluation mode on ``data``, in chunks that bound the memory."""
+        totals: dict[str, float] = {}
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(data), _EVALUATION_CHUNK):
+                x, y = data.x[start : start + _EVALUATION_CHUNK], data.y[start : start + _EVALUATION_CHUNK]
+                for name, value in self.metrics(model(x), y).items():
+                    totals[name] = totals.get(name, 0.0) + value * (len(y) / len(data))
+        model.train(training)
+        return totals

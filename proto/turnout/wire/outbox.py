@@ -1,0 +1,59 @@
+"""What one end of a stream has yet to send: short messages first, long payloads behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+
+class Outbox:
+    """Frames that wait for their stream; one task writes them, anyone on the event loop adds.
+
+    A short message overtakes payloads that are under way; payloads and what depends on them keep their order.
+    """
+
+    def __init__(self) -> None:
+        self._short: deque[bytes] = deque()
+        self._long: deque[Iterator[bytes]] = deque()
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def send(self, frame: bytes) -> None:
+        """Send one frame before all payloads."""
+        self._short.append(frame)
+        self._wake.set()
+
+    def stream(self, frames: Iterable[bytes]) -> None:
+        """Send ``frames`` behind the payloads that wait already; they are made one by one."""
+        self._long.append(iter(frames))
+        self._wake.set()
+
+    def close(self) -> None:
+        """End `run` once the short messages are sent; payloads are given up."""
+        self._closed = True
+        self._wake.set()
+
+    async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write frames as they come until `close`, never faster than the peer reads."""
+        while True:
+            frame = self._next()
+            if frame is not None:
+                await write(frame)
+            elif self._closed:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _next(self) -> bytes | None:
+        if self._short:
+            return self._short.popleft()
+        if self._closed:
+            self._long.clear()
+        while self._long:
+            frame = next(self._long[0], None)
+            if frame is not None:
+                return frame
+            self._long.popleft()
+        return None

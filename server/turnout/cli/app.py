@@ -1,0 +1,44 @@
+"""The ``turnout`` command. Commands import what they need when they run: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import typer
+
+from turnout.cli.methods import methods
+from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
+from turnout.cli.reproduce import reproduce
+from turnout.cli.runs import app as runs
+from turnout.cli.simulate import simulate
+
+app = typer.Typer(
+    name="turnout",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Federated learning where clients come and go.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or experiment, 3 refused or unreachable, "
+    "4 target not reached, 130 interrupted.",
+)
+app.command()(simulate)
+app.command()(methods)
+app.command()(reproduce)
+app.add_typer(runs, name="runs")
+
+
+@app.command()
+def version(
+    as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False, no_color: NoColor = False
+) -> None:
+    """Print the versions of Turnout and of what it stands on."""
+    with Output(quiet=quiet, verbose=verbose, no_color=no_color, as_json=as_json) as output:
+        from turnout.server.environment import package_version
+
+        versions = {name: package_version(name) for name in ("turnout", "flwr", "torch", "numpy")}
+        output.data(versions)
+        for name, number in versions.items():
+            output.show(f"{name} {number or 'not installed'}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,204 @@
+"""Checks of an experiment beyond single keys: methods exist, their options fit, values are possible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from turnout.experiment.options import (
+    NONE_WORD,
+    Option,
+    Problem,
+    accepted_options,
+    check_options,
+    shown_value,
+)
+from turnout.experiment.sections import Method, Section
+from turnout.wire import ConfigError, find, unknown_name
+
+S = TypeVar("S", bound=Section)
+
+KNOWN: Final = "known"  # strategy.participation: the probabilities of [participation]
+_HIDDEN: Final[Mapping[str, Collection[str]]] = {
+    "task": ("train", "test"),
+    "client": ("task", "mods"),
+    "participation": ("num_clients", "probabilities"),
+    "strategy": (),
+    "link": (),
+}
+_PYDANTIC: Final = {
+    "int_type": "must be a whole number.",
+    "float_type": "must be a number.",
+    "string_type": "must be text in quotes.",
+}
+
+
+def check_section(name: str, table: Mapping[str, Any], model: type[S]) -> tuple[S | None, list[Problem]]:
+    """Return a section with fixed keys, or what is wrong with it."""
+    try:
+        return model.model_validate(dict(table)), []
+    except ValidationError as error:
+        problems = []
+        for found in error.errors(include_url=False):
+            key = str(found["loc"][0]) if found["loc"] else ""
+            if found["type"] == "extra_forbidden":
+                message = str(unknown_name(f"key in [{name}]", key, model.model_fields))
+            else:
+                reason = _PYDANTIC.get(found["type"], found["msg"].removeprefix("Input ") + ".")
+                message = f"{name}.{key} = {shown_value(table.get(key))}: {reason}"
+            problems.append(Problem((name, key), message))
+        return None, problems
+
+
+def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the sections with converted options and filled defaults, and every problem found."""
+    checked, problems = dict(values), []
+    for section in ("task", "strategy", "participation", "link"):
+        method = values.get(section)
+        if method is not None:
+            checked[section], found = _check_method(section, method)
+            problems += found
+    checked["client"], found = check_client(values.get("client", {}), "client")
+    problems += found
+    for name, settings in values.get("strategies", {}).items():
+        problems += _check_alias(name, settings)
+    return checked, problems
+
+
+def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, Any], list[Problem]]:
+    """Check the options of `turnout.client.client_app`."""
+    from turnout.client import TrainOptions, client_app
+
+    known, _ = accepted_options(client_app)
+    values, problems = check_options(section, options, known, hidden=_HIDDEN["client"])
+    problems = problems or _attempt(section, values, lambda: TrainOptions(**values))
+    return _filled(values, known, _HIDDEN["client"]), problems
+
+
+def _check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
+    key = "model" if section == "participation" else "name"
+    try:
+        target = find(section, method.name).target
+        known = _known_options(section, method, target)
+    except ConfigError as error:
+        return method, [Problem((section, key), f"{section}.{key}: {error}")]
+    options = dict(method.options)
+    hidden = _HIDDEN[section]
+    problems: list[Problem] = []
+    extra: dict[str, Any] = {}
+    if section == "participation" and "probabilities" in known:
+        extra, problems = _check_probabilities(options)
+        options.pop("probabilities", None)
+    if section == "strategy" and options.get("participation") == KNOWN and "participation" in known:
+        extra = {"participation": options.pop("participation")}
+    values, found = check_options(section, options, known, hidden=hidden)
+    problems += found
+    if section == "strategy" and not problems:
+        extra, found = _check_strategy(target, values, extra, known)
+        problems += found
+    if section == "link" and not problems:
+        problems += _attempt(section, values, lambda: target(**values))
+    return Method(name=method.name, options={**_filled(values, known, hidden), **extra}), problems
+
+
+def _check_strategy(
+    target: Callable[..., Any], values: Mapping[str, Any], extra: dict[str, Any], known: Mapping[str, Option]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Try the strategy out; one that cannot do without participation probabilities gets the known ones."""
+    stand_in = dict.fromkeys(extra, 1.0)
+    problems = _attempt("strategy", values, lambda: target(**values, **stand_in))
+    if problems and not extra and "participation" in known and "participation" not in values:
+        retried = _attempt("strategy", values, lambda: target(**values, participation=1.0))
+        if not retried:
+            return {"participation": KNOWN}, []
+    return extra, problems
+
+
+def _known_options(section: str, method: Method, target: Any) -> dict[str, Option]:
+    known, others = accepted_options(target)
+    if section == "task" and others and "partition" in known:
+        # A task's further options are those of its partitioner.
+        name = method.options.get("partition", known["partition"].default)
+        if isinstance(name, str):
+            known |= accepted_options(find("partitioner", name).target)[0]
+    return {name: option for name, option in known.items() if name != "partition_options"}
+
+
+def _check_alias(name: str, settings: Any) -> list[Problem]:
+    section = f"strategies.{name}"
+    if not isinstance(settings, Mapping):
+        return [Problem(("strategies", name), f"{section}: this is a section; write [{section}].")]
+    slug = settings.get("name", name)
+    client = settings.get("client", {})
+    options = {key: value for key, value in settings.items() if key not in ("name", "client")}
+    try:
+        target = find("strategy", slug).target
+    except ConfigError as error:
+        hint = f' To give a strategy another name, add name = "..." to [{section}].' if slug == name else ""
+        return [Problem(("strategies", name), f"{section}: {error}{hint}")]
+    known = accepted_options(target)[0]
+    extra = {
+        key: options.pop(key) for key in ("participation",) if options.get(key) == KNOWN and key in known
+    }
+    values, problems = check_options(section, options, known)
+    if not problems:
+        problems = [
+            Problem(("strategies", name, *p.path[1:]), p.message)
+            for p in _check_strategy(target, values, extra, known)[1]
+        ]
+    if not isinstance(client, Mapping):
+        return [*problems, Problem(("strategies", name, "client"), f"{section}.client: must be a table.")]
+    return problems + check_client(client, f"{section}.client")[1]
+
+
+def _check_probabilities(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    from turnout.experiment.participation import check_probabilities
+
+    path = ("participation", "probabilities")
+    if "probabilities" not in options:
+        return {}, [
+            Problem(
+                ("participation",),
+                "participation.probabilities is missing: give one number, a list with one number per client, "
+                'or a rule such as { kind = "label-correlated" } or { kind = "two-group", p_low = 0.1 }.',
+            )
+        ]
+    value = options["probabilities"]
+    try:
+        return {"probabilities": check_probabilities(value)}, []
+    except ConfigError as error:
+        return {}, [Problem(path, f"participation.probabilities = {shown_value(value)}: {error}")]
+
+
+def _attempt(section: str, values: Mapping[str, Any], make: Callable[[], Any]) -> list[Problem]:
+    try:
+        make()
+    except (ConfigError, TypeError, ValueError) as error:
+        return [Problem(blamed(section, values, str(error)), f"[{section}] {error}")]
+    return []
+
+
+def blamed(section: str, options: Collection[str], message: str) -> tuple[str, ...]:
+    """Return the key that ``message`` is about: the first option that it names, else the section."""
+    found = [
+        (match.start(), name) for name in options if (match := re.search(rf"\b{re.escape(name)}\b", message))
+    ]
+    path = tuple(section.split("."))
+    return (*path, min(found)[1]) if found else path
+
+
+def _filled(
+    values: Mapping[str, Any], known: Mapping[str, Option], hidden: Collection[str]
+) -> dict[str, Any]:
+    """Return ``values`` with defaults; seeds are left to ``run.seed`` unless given."""
+    filled = dict(values)
+    for name, option in known.items():
+        if name in filled:
+            if filled[name] is None and option.default is not None:
+                filled[name] = NONE_WORD
+        elif name != "seed" and name not in hidden and isinstance(option.default, (bool, int, float, str)):
+            filled[name] = option.default
+    return filled

@@ -1,0 +1,30 @@
+"""Checks of a reply that need no body, or have it at hand."""
+
+from __future__ import annotations
+
+import zlib
+
+from turnout.server.fleet.staging import check_finite
+from turnout.v1 import fleet_pb2 as pb
+from turnout.wire import keys
+from turnout.wire.errors import ReplyRejected
+from turnout.wire.replies import INLINE_BYTES, ReplyPlan
+from turnout.wire.work import aligned_copy
+
+
+def check_inline(ready: pb.Ready, plan: ReplyPlan) -> None:
+    """Check the body that came with the head. Raises `ReplyRejected`."""
+    if len(ready.data) != plan.size or plan.size > INLINE_BYTES:
+        raise ReplyRejected("bad-size", f"{len(ready.data)} bytes came inline, announced were {plan.size}.")
+    if plan.size and zlib.crc32(ready.data) != ready.checksum:
+        raise ReplyRejected("damaged", "the reply's checksum does not match its bytes.")
+    if runs := plan.runs():
+        check_finite(aligned_copy(ready.data), runs, 0, plan.size)
+
+
+def check_identity(plan: ReplyPlan, client: int) -> None:
+    """Refuse a reply that names another client than the one its connection was enrolled as."""
+    for record in plan.scalars.values():
+        claimed = record.get(keys.CLIENT_ID, client)
+        if claimed != client:
+            raise ReplyRejected("wrong-identity", f"client {client} replied as client {claimed!r:.40}.")

@@ -1,0 +1,141 @@
+"""The gRPC service: one coroutine per stream that greets a node and hands its messages to the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import grpc
+
+from turnout.server.fleet.connection import Connection
+from turnout.server.fleet.hub import Hub
+from turnout.server.fleet.identity import certificate_names
+from turnout.v1 import fleet_pb2 as pb
+from turnout.wire.errors import ReplyRejected
+from turnout.wire.framing import PROTOCOL_VERSION, Chunk, FrameError, decode_client
+from turnout.wire.scalars import encode_scalars
+from turnout.wire.version import package_version
+
+log = logging.getLogger("turnout.server.fleet")
+
+SERVICE: Final = "turnout.v1.Fleet"
+CAPABILITIES: Final = ("crc32", "inline", "shared-payloads")
+Incoming = Chunk | pb.ClientMessage | FrameError
+
+
+class FleetServicer:
+    """Serves ``turnout.v1.Fleet``; lives on the event loop of its server."""
+
+    def __init__(
+        self, hub: Hub, *, run: str, num_clients: int, run_config: Mapping[str, Any], secure: bool, token: str
+    ) -> None:
+        self._hub = hub
+        self._welcome = pb.Welcome(
+            protocol=PROTOCOL_VERSION,
+            package_version=package_version(),
+            run=run,
+            num_clients=num_clients,
+            run_config=encode_scalars(run_config),
+            capabilities=CAPABILITIES,
+        )
+        self._secure = secure
+        self._token = token
+        self.draining = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the method table, with our own reading of frames."""
+        connect = grpc.stream_stream_rpc_method_handler(
+            self.connect, request_deserializer=_read, response_serializer=None
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Connect": connect})
+
+    async def connect(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Serve one stream until either side ends it."""
+        connection, hello = await self._greet(context)
+        writer = asyncio.create_task(connection.outbox.run(context.write))
+        writer.add_done_callback(lambda _: connection.stop_handler())
+        welcome = pb.Welcome(ids=connection.ids)
+        welcome.MergeFrom(self._welcome)
+        connection.send(welcome=welcome)
+        self._hub.attach(connection, [list(client.holding) for client in hello.clients])
+        try:
+            await self._read_on(connection, context)
+        except asyncio.CancelledError:
+            if not connection.closing:
+                raise
+        except FrameError as error:
+            self._hub.offend(connection, "bad-frame")
+            connection.close(refusal=pb.Refusal(reason="bad-frame", detail=str(error)[:500]))
+            await asyncio.wait({writer}, timeout=1)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
+        finally:
+            self._hub.detach(connection)
+            writer.cancel()
+
+    async def _read_on(self, connection: Connection, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        receive, read = self._hub.receive, context.read
+        while True:
+            message: Any = await read()
+            if isinstance(message, FrameError):
+                raise message
+            if message is grpc.aio.EOF:
+                return
+            receive(connection, message)
+
+    async def _greet(self, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Connection, pb.Hello]:
+        """Return the connection of an admitted node; end the stream with the reason for any other."""
+        try:
+            first: Any = await asyncio.wait_for(context.read(), self._hub.options.hello)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello came in time.")
+        if not isinstance(first, pb.ClientMessage) or first.WhichOneof("body") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello.")
+        hello = first.hello
+        try:
+            self._check(hello, context)
+            numbers = [c.partition if c.HasField("partition") else None for c in hello.clients]
+            ids = self._hub.roster.admit(hello.name, numbers)
+        except ReplyRejected as refused:
+            self._hub.counters.reasons[refused.reason] += 1
+            log.warning("refused %.64r from %s: %s", hello.name, context.peer(), refused)
+            retry = refused.reason == "draining"
+            refusal = pb.Refusal(reason=refused.reason, detail=str(refused)[:500], retry=retry)
+            await context.write(pb.ServerMessage(refusal=refusal).SerializeToString())
+            code = grpc.StatusCode.UNAVAILABLE if retry else grpc.StatusCode.PERMISSION_DENIED
+            await context.abort(code, f"{refused.reason}: {refused}"[:500])
+        for client, said in zip(ids, hello.clients, strict=True):
+            self._hub.roster.describe(
+                client, device=hello.device, examples=said.examples, tags=dict(said.tags)
+            )
+        return Connection(hello.name, ids, context.peer()), hello
+
+    def _check(self, hello: pb.Hello, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if hello.protocol != PROTOCOL_VERSION:
+            raise ReplyRejected(
+                "wrong-version",
+                f"this server is turnout {package_version()} with protocol {PROTOCOL_VERSION}, the client is "
+                f"turnout {hello.package_version[:32]} with protocol {hello.protocol}; install the same version.",
+            )
+        if self.draining:
+            raise ReplyRejected("draining", "the server is shutting down.")
+        if not 1 <= len(hello.clients) <= self._hub.options.max_clients_per_connection:
+            raise ReplyRejected("bad-hello", f"{len(hello.clients)} clients on one stream.")
+        if self._secure:
+            names = certificate_names(context.auth_context())
+            if hello.name not in names:
+                raise ReplyRejected(
+                    "wrong-name", f"the certificate is for {sorted(names)[:3]}, not for {hello.name[:64]!r}."
+                )
+        if self._token and not hmac.compare_digest(self._token.encode(), hello.token.encode()):
+            raise ReplyRejected("bad-token", "the enrolment token is not the server's.")
+
+
+def _read(raw: bytes) -> Incoming:
+    """Decode without raising: an exception here would end the stream without a reason."""
+    try:
+        return decode_client(raw)
+    except FrameError as error:
+        return error

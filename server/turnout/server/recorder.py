@@ -1,0 +1,283 @@
+"""The recorder: a callback that makes every round durable, so that a run can be stopped at any moment.
+
+A round commits in this order: its checkpoint is synced to disk, then one transaction adds its row, metrics
+and client outcomes. A crash in between leaves the previous round as the last committed one; the run continues
+from there and ends with the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Result
+from safetensors.numpy import save
+
+from turnout.server.documents import json_document, write_atomically
+from turnout.server.environment import describe_environment
+from turnout.server.export import write_clients_csv
+from turnout.server.history import metrics_lines, round_line
+from turnout.server.run_directory import RunDirectory, directory_name, new_run_id
+from turnout.server.schema import RoundRow, RunRow
+from turnout.server.store import MetricKind, RunStore
+from turnout.strategies import Callback, ClientReport, RoundReport, StreamingStrategy
+from turnout.wire import CheckpointError, ParameterLayout, load_checkpoint, save_checkpoint, view
+
+KEPT_CHECKPOINTS: Final = 2
+_REASON_CHARACTERS: Final = 8_000  # A traceback, not a log.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What a run is; ``config`` is the resolved experiment, ``study`` ties the runs of one comparison."""
+
+    name: str
+    strategy: str
+    task: str
+    seed: int
+    num_rounds: int
+    num_clients: int
+    config: dict[str, Any]
+    study: str | None = None
+
+
+class RunRecorder(Callback):
+    """Records one run in a store and a directory; made by `create` or `resume`, used as a context manager.
+
+    Leaving the context sets how the run ended: finished, interrupted (KeyboardInterrupt) or failed.
+    """
+
+    def __init__(
+        self, store: RunStore, run: RunRow, directory: RunDirectory, *, checkpoint_every: int = 1
+    ) -> None:
+        self.store, self.run, self.directory = store, run, directory
+        self.checkpoint_every = checkpoint_every
+        self.last_metrics: dict[str, float] = {}
+        self.model_sha256: str | None = None
+        self.last_round = 0
+        self._checkpoints: list[int] = []
+        self._started = time.monotonic()
+        self._seconds_before = run.seconds
+
+    @classmethod
+    def create(
+        cls, store: RunStore, parent: str | Path, description: RunDescription, *, checkpoint_every: int = 1
+    ) -> RunRecorder:
+        """Make a run: its directory under ``parent``, then its row. On an error neither is left behind."""
+        run_id, now = new_run_id(), datetime.now(UTC)
+        path = Path(parent) / directory_name(f"{description.name}-{description.strategy}", run_id, now)
+        directory = RunDirectory.create(
+            path, experiment=description.config, environment=describe_environment()
+        )
+        run = RunRow(
+            id=run_id,
+            name=description.name,
+            strategy=description.strategy,
+            task=description.task,
+            status="running",
+            study=description.study,
+            seed=description.seed,
+            num_rounds=description.num_rounds,
+            num_clients=description.num_clients,
+            directory=store.stored_directory(path),
+            config=description.config,
+            created_at=now,
+            heartbeat_at=now,
+            seconds=0.0,
+        )
+        try:
+            directory.acquire()
+            store.create_run(run)
+        except BaseException:
+            directory.release()
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return cls(store, run, directory, checkpoint_every=checkpoint_every)
+
+    @classmethod
+    def resume(
+        cls,
+        store: RunStore,
+        run: RunRow,
+        *,
+        num_rounds: int,
+        config: dict[str, Any],
+        checkpoint_every: int = 1,
+    ) -> tuple[RunRecorder, dict[str, Any] | None]:
+        """Open ``run`` again and return its recorder and the checkpoint to go on from (None: from the start).
+
+        Rounds after that checkpoint are dropped from the store and from metrics.jsonl; they are computed
+        again. Raises `RunDirectoryError` when another process works on the run, `CheckpointError` when
+        no checkpoint is readable.
+        """
+        directory = RunDirectory(store.directory_of(run))
+        directory.acquire()
+        try:
+            round_number, tree = _newest_checkpoint(store, run, directory)
+            store.reopen(run.id, after_round=round_number, num_rounds=num_rounds, config=config)
+            directory.write_experiment(config)
+            directory.write_metrics(metrics_lines(store, run.id))
+        except BaseException:
+            directory.release()
+            raise
+        recorder = cls(store, store.run(run.id), directory, checkpoint_every=checkpoint_every)
+        recorder.last_round = round_number
+        recorder._checkpoints = [
+            row.round for row in store.rounds(run.id) if row.checkpoint and row.round <= round_number
+        ]
+        for row in store.metrics(run.id, "evaluate"):
+            recorder.last_metrics[row.name] = math.nan if row.value is None else row.value
+        return recorder, tree
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the run so far, over all its parts."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def __enter__(self) -> RunRecorder:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if error is None:
+                self.store.finish(
+                    self.run.id, "finished", seconds=self.seconds, model_sha256=self.model_sha256
+                )
+            elif isinstance(error, KeyboardInterrupt):
+                self.store.finish(self.run.id, "interrupted", seconds=self.seconds)
+            else:
+                reason = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+                self.store.finish(self.run.id, "failed", seconds=self.seconds, error=reason)
+        finally:
+            self.directory.release()
+
+    def record_initial(self, metrics: Mapping[str, float]) -> None:
+        """Record the evaluation of the initial model as round 0."""
+        self.last_metrics = dict(metrics)
+        self.store.record_initial(self.run.id, metrics)
+        self.directory.write_metrics(metrics_lines(self.store, self.run.id))
+
+    def on_round_end(self, report: RoundReport) -> None:
+        """Make one round durable."""
+        clients = _one_per_client(report.clients)
+        row = _round_row(self.run.id, report, clients)
+        due = report.server_round % self.checkpoint_every == 0
+        if due or report.server_round >= self.run.num_rounds:
+            path = self.directory.checkpoint(report.server_round)
+            save_checkpoint(path, report.checkpoint())
+            row.checkpoint = path.name
+            self._checkpoints = [*self._checkpoints, report.server_round][-KEPT_CHECKPOINTS:]
+        metrics: dict[MetricKind, Mapping[str, float]] = {
+            "train": report.train_metrics,
+            "evaluate": report.evaluate_metrics,
+            "diagnostics": report.diagnostics,
+        }
+        line = round_line(row, metrics)
+        oldest = self._checkpoints[0] if row.checkpoint else None
+        columns = [_client_columns(client) for client in clients]
+        self.store.commit_round(row, metrics, columns, seconds=self.seconds, oldest_checkpoint=oldest)
+        self.last_round = report.server_round
+        self.last_metrics.update(report.evaluate_metrics)
+        self.directory.append_metrics(line)
+        if oldest is not None:
+            self.directory.keep_checkpoints(self._checkpoints)
+
+    def on_finish(self, strategy: StreamingStrategy, result: Result) -> None:
+        """Write the final model and the clients' table."""
+        self.model_sha256 = model_sha256(result.arrays)
+        tensors = {name: view(array) for name, array in result.arrays.items()}
+        write_atomically(self.directory.model_file, save(tensors, {"format": "pt"}))
+        config = {
+            "run-id": self.run.id,
+            "task": self.run.task,
+            "strategy": self.run.strategy,
+            "rounds": self.last_round,
+            "metrics": self.last_metrics,
+            "model-sha256": self.model_sha256,
+        }
+        write_atomically(self.directory.model_file.with_name("config.json"), json_document(config))
+        write_clients_csv(self.directory.path / "clients.csv", self.store.client_rounds(self.run.id))
+
+
+def model_sha256(arrays: ArrayRecord) -> str:
+    """Return the SHA-256 of the model's flat float vector, little-endian, so that engines can be compared."""
+    vector = ParameterLayout.from_arrays(arrays).flatten(arrays)
+    little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(np.ascontiguousarray(little).data).hexdigest()
+
+
+def _newest_checkpoint(
+    store: RunStore, run: RunRow, directory: RunDirectory
+) -> tuple[int, dict[str, Any] | None]:
+    """Return the newest readable checkpoint; a damaged one costs the rounds since the one before it."""
+    rows = [row for row in store.rounds(run.id) if row.checkpoint]
+    if not rows:
+        return 0, None
+    for row in reversed(rows):
+        try:
+            return row.round, load_checkpoint(directory.checkpoint(row.round))
+        except CheckpointError as error:
+            _log.warning("%s Trying the one before.", error)
+    raise CheckpointError(
+        f"run {run.id}: no checkpoint in {directory.path / 'checkpoints'} can be read; start a new run."
+    )
+
+
+def _one_per_client(reports: Iterable[ClientReport]) -> list[ClientReport]:
+    """Return one report per client, by id: a client whose good reply came twice still took part once."""
+    chosen: dict[int, ClientReport] = {}
+    for report in reports:
+        if report.client not in chosen or report.outcome == "ok":
+            chosen[report.client] = report
+    return [chosen[client] for client in sorted(chosen)]
+
+
+def _round_row(run_id: str, report: RoundReport, clients: list[ClientReport]) -> RoundRow:
+    outcomes = [client.outcome for client in clients]
+    seconds = report.seconds
+    return RoundRow(
+        run_id=run_id,
+        round=report.server_round,
+        invited=len(outcomes),
+        participants=outcomes.count("ok"),
+        failed=outcomes.count("failed"),
+        rejected=outcomes.count("rejected"),
+        missing=outcomes.count("missing"),
+        select_seconds=seconds.get("select", 0.0),
+        train_seconds=seconds.get("train", 0.0),
+        fold_seconds=seconds.get("fold", 0.0),
+        finish_seconds=seconds.get("finish", 0.0),
+        evaluate_seconds=seconds.get("evaluate", 0.0),
+        committed_at=datetime.now(UTC),
+    )
+
+
+def _client_columns(client: ClientReport) -> dict[str, Any]:
+    return {
+        "client": client.client,
+        "outcome": client.outcome,
+        "role": client.role,
+        "reason": client.reason[-_REASON_CHARACTERS:] if client.reason else None,
+        "num_examples": client.num_examples,
+        "weight": _number(client.weight),
+        "staleness": client.staleness,
+        "train_loss": _number(client.train_loss),
+        "train_seconds": _number(client.train_seconds),
+        "update_norm": _number(client.update_norm),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
