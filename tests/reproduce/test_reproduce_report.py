@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from turnout.reproduce import Claim, StudyReport, Table
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import number
-from turnout.wire import find, methods
+from turnout.wire import TurnoutError, find, methods
 
 SLUGS = ["fedamd", "fedau", "fedstale", "rerce-fed-admm"]
 
@@ -35,7 +36,7 @@ def test_json_has_the_promised_shape_and_only_plain_values() -> None:
     claims = (
         Claim("a", 0.123456789, 1, True),
         Claim("b", math.nan, math.inf, False),
-        Claim("c", "0.5, 0.7", "card: 0.5", True),
+        Claim("c", "0.5, 0.7", "reference: 0.5", True),
     )
     report = StudyReport("some-slug", 1.23456, claims, ())
     plain = report.to_json()
@@ -76,9 +77,18 @@ def test_a_failing_job_is_not_hidden() -> None:
 
 
 def test_a_program_from_standard_input_can_run_jobs() -> None:
-    code = "import math; from turnout.reproduce.jobs import run_jobs; print(run_jobs(math.factorial, [4, 3], what='x'))"
+    code = """
+import math
+from turnout.reproduce.jobs import run_jobs
+print(run_jobs(math.factorial, [4, 3], what="counting"))
+"""
     done = subprocess.run([sys.executable], input=code, text=True, capture_output=True, check=False)
     assert done.stdout.strip() == "[24, 6]", done.stderr
+
+
+def test_a_killed_process_is_explained() -> None:
+    with pytest.raises(TurnoutError, match="killed from outside"):
+        run_jobs(os._exit, [1, 1], what="leaving", workers=2)
 
 
 def test_the_studies_do_not_write_anything_by_themselves(

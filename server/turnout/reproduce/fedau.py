@@ -45,7 +45,7 @@ FEDAU_50: Final = "FedAU K=50"
 MIFA_NAME: Final = "MIFA"
 FEDVARP: Final = "FedVARP"
 METHODS: Final = (PARTICIPATING, ALL, KNOWN, FEDAU_INF, FEDAU_50, MIFA_NAME, FEDVARP)
-CARD: Final = {
+REFERENCE: Final = {
     PARTICIPATING: 0.762,
     ALL: 0.766,
     KNOWN: 0.800,
@@ -54,7 +54,7 @@ CARD: Final = {
     MIFA_NAME: 0.807,
     FEDVARP: 0.807,
 }
-CARD_QUADRATIC: Final = {PARTICIPATING: 1.1, ALL: 1.0, KNOWN: 0.05, FEDAU_INF: 0.07}
+REFERENCE_QUADRATIC: Final = {PARTICIPATING: 1.1, ALL: 1.0, KNOWN: 0.05, FEDAU_INF: 0.07}
 ETAS: Final = {PARTICIPATING: (0.3, 1.0, 3.0), ALL: (3.0, 10.0, 30.0)}
 
 MODELS: Final[dict[str, Callable[[NDArray, int], ParticipationModel]]] = {
@@ -242,21 +242,21 @@ def _tables(means: Mapping[str, Curves], sizes: Sizes) -> list[Table]:
         for method in METHODS:
             accuracy, eta, _ = _best(means[kind], method)
             tuned = f" eta {eta:g}" if method in ETAS else ""
-            card = f" ({CARD[method]:.3f})" if kind == MAIN else ""
-            cells.append(f"{accuracy:.3f}{card}{tuned}")
+            reference = f" ({REFERENCE[method]:.3f})" if kind == MAIN else ""
+            cells.append(f"{accuracy:.3f}{reference}{tuned}")
         rows.append(cells)
     accuracies = Table.of(
         f"Test accuracy over the second half of {sizes.rounds} rounds, {sizes.seeds} seeds; local rate "
         f"{LEARNING_RATE}, server rate eta 1, tuned over {ETAS[PARTICIPATING]} and {ETAS[ALL]} for the "
-        "averages; in brackets the card (measured with an independent implementation)",
+        "averages; in brackets the reference (an independent implementation)",
         ("participation", *METHODS),
         rows,
     )
     cells = ["quadratics"]
     distances = {name: float(value[0]) for (name, _), value in means[QUADRATIC].items()}
     for method in METHODS:
-        card = f" ({CARD_QUADRATIC[method]:g})" if method in CARD_QUADRATIC else ""
-        cells.append(f"{distances[method]:.2g}{card}")
+        reference = f" ({REFERENCE_QUADRATIC[method]:g})" if method in REFERENCE_QUADRATIC else ""
+        cells.append(f"{distances[method]:.2g}{reference}")
     quadratic = Table.of(
         f"Distance to the optimum relative to the bias of participation, {sizes.quadratic_clients} "
         "quadratics, p from 0.05 to 0.9, lower is better",

@@ -6,7 +6,7 @@ clients takes part always, the second with probability p_low. The figure is ``||
 second half of the rounds: how far from the optimum the noise of participation keeps the model.
 
 Server rules act on each coordinate alone, so one vector carries several problems with the same p_low side by
-side.
+side, and several draws of each; the runs are ``histories`` of participation times ``draws``.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Cell:
 
 
 ROWS: Final = (Cell(0.05, 0.6, 0.1), Cell(0.2, 1.2, 0.9), Cell(0.2, 1.2, 0.1), Cell(0.2, 1.2, 0.03))
-CARD_ROWS: Final = (
+REFERENCE_ROWS: Final = (
     (0.315, 0.227, 0.291, 0.5),
     (0.227, 0.207, 0.208, 0.7),
     (4.00, 2.22, 2.49, 0.7),
     (26.9, 16.2, 52.1, 0.5),
 )
 SWEEP: Final = tuple(Cell(0.05, spread, 0.2) for spread in (0.0, 0.3, 1.0, 3.0))
-CARD_SWEEP: Final = (0.0, 0.2, 0.8, 1.0)
+REFERENCE_SWEEP: Final = (0.0, 0.2, 0.8, 1.0)
 ESTIMATED_ON: Final = (ROWS[0], ROWS[3])
 QUIET: Final = Cell(0.05, 0.6, 0.1, noise=0.0)
 
@@ -72,7 +72,8 @@ class Sizes:
     num_clients: int = 24
     dimension: int = 20
     rounds: int = 1200
-    seeds: int = 3
+    histories: int = 2
+    draws: int = 3
     betas: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
     sweep_betas: tuple[float, ...] = (0.0, 0.2, 0.5, 0.8, 1.0)
     # Where nearly everybody comes the error is flat in beta and rounds are long: fewer values do.
@@ -91,20 +92,21 @@ Errors = dict[Cell, dict[str, float]]
 
 
 class Quadratics:
-    """Several problems in one vector of shape (cells * dimension,), with all noise drawn beforehand.
+    """Several problems in one vector of shape (cells * draws * dimension,), all noise drawn beforehand.
 
     Every strategy meets the same centres, the same noise and the same participation.
     """
 
     def __init__(self, cells: Sequence[Cell], sizes: Sizes, seed: int) -> None:
         rng = np.random.default_rng([seed, round(1000 * cells[0].p_low)])
-        shape = (sizes.num_clients, len(cells) * sizes.dimension)
+        width = sizes.draws * sizes.dimension
+        shape = (sizes.num_clients, len(cells) * width)
         centres = rng.standard_normal(shape)
         centres -= centres.mean(axis=0)
-        rates = np.repeat([cell.learning_rate for cell in cells], sizes.dimension)
-        self.centres = centres * np.repeat([cell.spread for cell in cells], sizes.dimension)
+        rates = np.repeat([cell.learning_rate for cell in cells], width)
+        self.centres = centres * np.repeat([cell.spread for cell in cells], width)
         self.contraction = 1.0 - (1.0 - rates) ** LOCAL_STEPS
-        scale = rates * np.sqrt(LOCAL_STEPS) * np.repeat([cell.noise for cell in cells], sizes.dimension)
+        scale = rates * np.sqrt(LOCAL_STEPS) * np.repeat([cell.noise for cell in cells], width)
         self.noise = scale * rng.standard_normal((sizes.rounds, *shape))
         self.start = np.full(shape[1], START)
 
@@ -128,7 +130,7 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
     groups = [tuple(c for c in cells if c.p_low == p) for p in dict.fromkeys(c.p_low for c in cells)]
     # The more clients take part the longer a job takes.
     groups.sort(key=lambda group: -group[0].p_low)
-    jobs = [(group, sizes, seed) for group in groups for seed in range(sizes.seeds)]
+    jobs = [(group, sizes, seed) for group in groups for seed in range(sizes.histories)]
     results = run_jobs(measure, jobs, what="noisy quadratics", progress=progress, workers=workers)
     errors: Errors = {}
     for cell in cells:
@@ -172,7 +174,7 @@ def participation(p_low: float, num_clients: int) -> list[float]:
 
 
 def measure(job: tuple[Sequence[Cell], Sizes, int]) -> Errors:
-    """Return the errors of all strategies on problems that share p_low, for one seed."""
+    """Return the errors of all strategies on problems that share p_low, for one history."""
     cells, sizes, seed = job
     problem = Quadratics(cells, sizes, seed)
     model = Bernoulli(participation(cells[0].p_low, sizes.num_clients), seed=seed)
@@ -195,7 +197,7 @@ def measure(job: tuple[Sequence[Cell], Sizes, int]) -> Errors:
             observe=observe,
         )
         for cell, total in zip(cells, sums.tolist(), strict=True):
-            errors[cell][name] = total / (sizes.rounds - first)
+            errors[cell][name] = total / ((sizes.rounds - first) * sizes.draws)
     return errors
 
 
@@ -230,7 +232,7 @@ def _claims(errors: Errors) -> list[Claim]:
         Claim(
             "best beta does not fall as the spread h of the data grows (0, 0.3, 1, 3 at p 0.2)",
             ", ".join(f"{beta:g}" for beta in bests),
-            "card: " + ", ".join(f"{beta:g}" for beta in CARD_SWEEP),
+            "reference: " + ", ".join(f"{beta:g}" for beta in REFERENCE_SWEEP),
             all(a <= b for a, b in pairwise(bests)),
         )
     )
@@ -259,17 +261,18 @@ def _claims(errors: Errors) -> list[Claim]:
 
 def _tables(errors: Errors, sizes: Sizes) -> list[Table]:
     rows: list[list[Value]] = []
-    for cell, card in zip(ROWS, CARD_ROWS, strict=True):
+    for cell, reference in zip(ROWS, REFERENCE_ROWS, strict=True):
         ours = errors[cell]
         pairs = [
-            f"{ours[beta]:.3g} ({figure:g})" for beta, figure in zip(("0", "0.5", "1"), card[:3], strict=True)
+            f"{ours[beta]:.3g} ({figure:g})"
+            for beta, figure in zip(("0", "0.5", "1"), reference[:3], strict=True)
         ]
         beta = best_beta(ours)
         rows.append(
             [
                 str(cell),
                 *pairs,
-                f"{beta:g} ({card[3]:g})",
+                f"{beta:g} ({reference[3]:g})",
                 curve(ours)[beta],
                 ours[MIFA_NAME],
                 ours.get(ESTIMATED, NAN),
@@ -280,8 +283,9 @@ def _tables(errors: Errors, sizes: Sizes) -> list[Table]:
         "MIFA", "beta 0.5, p estimated",
     )  # fmt: skip
     title = (
-        f"Mean ||x||^2 over the second half of {sizes.rounds} rounds, {sizes.seeds} seeds, lower is better; "
-        "in brackets the card (measured with an independent implementation)"
+        f"Mean ||x||^2 over the second half of {sizes.rounds} rounds, {sizes.histories} histories of "
+        f"participation x {sizes.draws} draws, lower is better; in brackets the reference (an "
+        "independent implementation)"
     )
     table = Table.of(title, columns, rows)
     betas = [f"{beta:g}" for beta in sizes.betas]
@@ -294,12 +298,12 @@ def _tables(errors: Errors, sizes: Sizes) -> list[Table]:
         [
             f"{cell.spread:g}",
             *(errors[cell][beta] for beta in betas),
-            f"{best_beta(errors[cell]):g} ({card:g})",
+            f"{best_beta(errors[cell]):g} ({reference:g})",
         ]
-        for cell, card in zip(SWEEP, CARD_SWEEP, strict=True)
+        for cell, reference in zip(SWEEP, REFERENCE_SWEEP, strict=True)
     ]
     spread = Table.of(
-        "The same at lr 0.05, p 0.2 over the spread h", ("h", *betas, "best beta (card)"), sweep
+        "The same at lr 0.05, p 0.2 over the spread h", ("h", *betas, "best beta (reference)"), sweep
     )
     return [table, curves, spread]
 

@@ -60,6 +60,6 @@ def _log_scale(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_yscale("log")
     values = [value for line in lines for value in line.y if value > 0]
     if max(values) < 100 * min(values):  # Decades alone would leave too few labels.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

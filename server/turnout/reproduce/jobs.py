@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
 from turnout.reproduce.report import Progress
+from turnout.wire import TurnoutError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -27,7 +29,8 @@ def run_jobs(
     """Return ``[function(job) for job in jobs]``, computed by ``workers`` processes (None: one per core).
 
     The results do not depend on ``workers``. Put long jobs first. A script that calls this must be guarded by
-    ``if __name__ == "__main__"``, as always with fresh processes.
+    ``if __name__ == "__main__"``, as always with fresh processes. Raises what a job raised, or `TurnoutError`
+    when a process was killed.
     """
     count = min(len(jobs), workers or _cores())
     results: list[Result] = []
@@ -43,6 +46,11 @@ def run_jobs(
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 _tell(progress, what, done, len(jobs))
+        except BrokenProcessPool as error:
+            raise TurnoutError(
+                f"a process computing {what!r} was killed from outside, perhaps for memory; run the study "
+                "again, with workers=1 if it repeats."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

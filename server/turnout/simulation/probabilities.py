@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from turnout.wire.errors import ConfigError
 
 Probabilities = npt.NDArray[np.float64]
+
+_PREFERENCE_STREAM: Final = 2
 
 
 def given(
@@ -106,7 +109,10 @@ def label_correlated(
     if not 0.0 < alpha < np.inf:
         raise ConfigError(f"alpha, the Dirichlet concentration, must be above 0 and finite, got {alpha:g}.")
     classes = rows.shape[1]
-    preference = np.random.default_rng(check_seed(seed)).dirichlet(np.full(classes, alpha))
+    # A stream of its own: a partition drawn with the same seed must not hand client 0 this very preference.
+    preference = np.random.default_rng([_PREFERENCE_STREAM, check_seed(seed)]).dirichlet(
+        np.full(classes, alpha)
+    )
     p = np.minimum(1.0, np.maximum(minimum, mean * classes * (rows @ preference)))
     return given(np.where(has_data, p, 0.0), allow_zero=True)
 
