@@ -33,7 +33,7 @@ $(SYSTEM): $(READY)
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/turnout simulate examples/demo.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
+	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) check
 	$(BIN)/python -m pytest -n 2

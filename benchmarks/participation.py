@@ -1,6 +1,6 @@
 """Every strategy under uneven, unknown participation: Fashion-MNIST, 100 clients, three participation models.
 
-    python benchmarks/participation.py [--rounds 400] [--seeds 3] [--model mlp] [--out out/participation]
+    python benchmarks/participation.py [--rounds 300] [--seeds 3] [--model mlp] [--out out/participation]
 
 Labels are mixed per client by Dirichlet(0.1), and how often a client takes part follows from its labels,
 as in the FedAU paper (arXiv 2306.03401): mean 0.1, at least 0.02; Bernoulli, Markov and Cyclic
@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--tuning-rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="mlp", choices=["softmax", "mlp", "cnn", "lenet"])
