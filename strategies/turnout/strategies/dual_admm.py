@@ -65,7 +65,7 @@ class DualADMM(ScheduledADMM):
         """Keep the upload (dual form) or add it to the mean of the scheduled."""
         self._came += 1
         if self.form == "dual":
-            self.slots.store(reply.client, reply.update)
+            self.slots.store(reply.client, reply.update, largest=reply.peak)
         else:
             self.sum.add(reply.update, largest=reply.peak)
         return 1.0

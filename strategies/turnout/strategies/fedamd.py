@@ -92,7 +92,7 @@ class FedAMD(StreamingStrategy):
     def fold(self, reply: Reply) -> float:
         """Cache an anchor's gradient, or add a miner's update."""
         if reply.role == "anchor":
-            self.bullseyes.store(reply.client, reply.update)
+            self.bullseyes.store(reply.client, reply.update, largest=reply.peak)
             self._anchors += 1
             return 0.0
         self.sum.add(reply.update, largest=reply.peak)

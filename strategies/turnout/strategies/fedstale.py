@@ -97,8 +97,8 @@ class FedStale(StreamingStrategy):
         self.sum.add(reply.update, weight, largest=reply.peak)
         old = self.stale.get(reply.client)
         if old is not None and self.beta:
-            self.sum.add(old, -weight * self.beta)
-        self.stale.store(reply.client, reply.update, self.alpha(reply))
+            self.sum.add(old, -weight * self.beta, largest=self.stale.peak(reply.client))
+        self.stale.store(reply.client, reply.update, self.alpha(reply), largest=reply.peak)
         self._came.add(reply.client)
         self._largest_weight = max(self._largest_weight, inverse)
         return weight

@@ -72,8 +72,8 @@ class FedVARP(StreamingStrategy):
         self.sum.add(reply.update, weight, largest=reply.peak)
         old = self.stale.get(reply.client)
         if old is not None:
-            self.sum.add(old, -weight)
-        self.stale.store(reply.client, reply.update, self.alpha(reply))
+            self.sum.add(old, -weight, largest=self.stale.peak(reply.client))
+        self.stale.store(reply.client, reply.update, self.alpha(reply), largest=reply.peak)
         self._came += 1
         return weight
 

@@ -227,7 +227,8 @@ class BufferMean:
         for name, total in self._sums.items():
             old = self.values[name]
             mean = (total.value() / self._count).reshape(old.shape)
-            self.values[name] = (np.rint(mean) if old.dtype.kind in "iub" else mean).astype(old.dtype)
+            # An array even if it is a scalar: a checkpoint keeps an array's dtype.
+            self.values[name] = np.asarray(np.rint(mean) if old.dtype.kind in "iub" else mean, old.dtype)
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from turnout.strategies.exact_sum import ExactSum
+from turnout.strategies.exact_sum import ExactSum, peak
 from turnout.strategies.memory import open_memory
 from turnout.wire.errors import CheckpointError
 
@@ -26,6 +26,7 @@ class MemoryMean:
         self.kind = memory.partition(":")[0]
         self.memory = open_memory(memory)
         self.weights: dict[int, float] = {}
+        self._peaks: dict[int, float] = {}
         self._like = like
         self._change = ExactSum(like)
         self.total = self._change.value()
@@ -38,17 +39,25 @@ class MemoryMean:
         """Return the client's stored vector, or None."""
         return self.memory.get(client)
 
+    def peak(self, client: int) -> float:
+        """Return a bound on the stored vector's absolute values, which spares a pass over it."""
+        return self._peaks[client]
+
     def begin_round(self) -> None:
         """Open a round."""
         self._change.reset()
 
-    def store(self, client: int, vector: Any, weight: float = 1.0) -> None:
-        """Replace the client's vector; the old one must not be used afterwards."""
+    def store(self, client: int, vector: Any, weight: float = 1.0, *, largest: float | None = None) -> None:
+        """Replace the client's vector; the old one must not be used afterwards.
+
+        ``largest`` is the vector's `peak` when the caller has it; no memory rounds a value beyond it.
+        """
+        largest = peak(vector) if largest is None else largest
         old = self.memory.get(client)
         if old is not None:
-            self._change.add(old, -self.weights[client])
-        self._change.add(self.memory.put(client, vector), weight)
-        self.weights[client] = weight
+            self._change.add(old, -self.weights[client], largest=self._peaks[client])
+        self._change.add(self.memory.put(client, vector), weight, largest=largest)
+        self.weights[client], self._peaks[client] = weight, largest
 
     def commit(self, server_round: int) -> None:
         """Take the round's changes over into ``total``."""
@@ -61,7 +70,7 @@ class MemoryMean:
         """Return the weighted sum computed afresh from the memory."""
         fresh = ExactSum(self._like)
         for client in self.memory.keys():  # noqa: SIM118 - not a dict
-            fresh.add(self.memory.get(client), self.weights[client])
+            fresh.add(self.memory.get(client), self.weights[client], largest=self._peaks[client])
         return fresh.value()
 
     @property
@@ -77,6 +86,7 @@ class MemoryMean:
             "memory": self.memory.state_dict(),
             "clients": np.array(clients, np.int64),
             "weights": np.array([self.weights[client] for client in clients], np.float64),
+            "peaks": np.array([self._peaks[client] for client in clients], np.float64),
             "total": np.asarray(self.total),
         }
 
@@ -91,5 +101,7 @@ class MemoryMean:
                 "resume with the kind it was made with."
             )
         self.memory.load_state_dict(tree["memory"])
-        self.weights = dict(zip(tree["clients"].tolist(), tree["weights"].tolist(), strict=True))
+        clients = tree["clients"].tolist()
+        self.weights = dict(zip(clients, tree["weights"].tolist(), strict=True))
+        self._peaks = dict(zip(clients, tree["peaks"].tolist(), strict=True))
         self.total = np.array(tree["total"])

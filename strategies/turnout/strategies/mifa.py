@@ -44,7 +44,7 @@ class MIFA(StreamingStrategy):
     def fold(self, reply: Reply) -> float:
         """Remember the update."""
         weight = self.alpha(reply)
-        self.latest.store(reply.client, reply.update, weight)
+        self.latest.store(reply.client, reply.update, weight, largest=reply.peak)
         return weight
 
     def finish(self, server_round: int) -> Any:

@@ -68,7 +68,7 @@ class RerceFed(ScheduledADMM):
         """Add the model to the mean of the scheduled, or put it into its client's slot."""
         self._came += 1
         if self.continual:
-            self.slots.store(reply.client, reply.update)
+            self.slots.store(reply.client, reply.update, largest=reply.peak)
         else:
             self.sum.add(reply.update, largest=reply.peak)
         return 1.0
