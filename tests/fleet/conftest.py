@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def initial() -> Callable[..., ArrayRecord]:
         vector = np.zeros(size, np.float32)
         cuts = [0, size // 4, size // 2, size]
         return ArrayRecord(
-            {f"w{i}": as_array(vector[a:b]) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))}
+            {f"w{i}": as_array(vector[a:b]) for i, (a, b) in enumerate(itertools.pairwise(cuts))}
         )
 
     return make

@@ -1,4 +1,4 @@
-"""A deterministic ClientApp without torch, and a node process that runs it: ``numpy_app.py ADDRESS CLIENTS ...``."""
+"""A deterministic ClientApp without torch, and a node process that runs it: ``ADDRESS CLIENTS ...``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def echo_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         metrics = MetricRecord({"num-examples": 1, "client-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message)
+        return Message(
+            RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message
+        )
 
     return app
 

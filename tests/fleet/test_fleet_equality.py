@@ -42,7 +42,9 @@ class Scheduled(FleetGrid):
 
 
 @pytest.fixture(scope="module")
-def fleet(spawn_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
+def fleet(
+    spawn_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FleetServer]:
     with FleetServer(num_clients=N, run_config={"seed": 0}) as server:
         for clients in ("0-2", "3-7"):
             folder = tmp_path_factory.mktemp("state")

@@ -28,9 +28,7 @@ def main() -> None:
     from turnout.client.node import parse_clients, run_node
 
     address, clients, name, state_dir = sys.argv[1:5]
-    summary = run_node(
-        address, app(0.03), parse_clients(clients), name=name, state_dir=state_dir, workers=4
-    )
+    summary = run_node(address, app(0.03), parse_clients(clients), name=name, state_dir=state_dir, workers=4)
     print(f'{{"rounds": {summary.rounds}, "sessions": {summary.sessions}}}')
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from turnout.server import RunDescription, RunStore
 from turnout.strategies import ClientReport, RoundReport
 from turnout.wire import ParameterLayout, as_array
@@ -52,10 +53,12 @@ def arrays() -> Any:
 
 @pytest.fixture
 def report(arrays: Any) -> Callable[..., RoundReport]:
-    """Make the report of a round: two clients took part, one failed, and the strategy's state is the round."""
+    """Make the report of a round: two clients took part, one failed, the strategy's state is the round."""
     strategy = CountingStrategy()
 
-    def make(server_round: int, *, clients: list[ClientReport] | None = None, **metrics: float) -> RoundReport:
+    def make(
+        server_round: int, *, clients: list[ClientReport] | None = None, **metrics: float
+    ) -> RoundReport:
         strategy.state = {"round": server_round, "x": np.full(3, float(server_round))}
         if clients is None:
             clients = [

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import Result
 from safetensors.numpy import load_file
+
 from turnout.server import RunDescription, RunRecorder, RunStore, model_sha256
 from turnout.strategies import ClientReport, RoundReport
 from turnout.wire import CheckpointError, load_checkpoint
@@ -82,9 +83,9 @@ def test_checkpoints_may_be_rarer_but_the_last_round_has_one(
 def test_a_crash_before_the_commit_leaves_the_previous_round(
     recorder: RunRecorder, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recorder.on_round_end(report(1))
+    monkeypatch.setattr(recorder.store, "commit_round", _power_cut)
     with pytest.raises(RuntimeError), recorder:
-        recorder.on_round_end(report(1))
-        monkeypatch.setattr(recorder.store, "commit_round", _power_cut)
         recorder.on_round_end(report(2))
     monkeypatch.undo()
     assert recorder.directory.checkpoint(2).exists()
@@ -152,8 +153,8 @@ def test_a_damaged_checkpoint_costs_one_round(recorder: RunRecorder, report: Rep
 
 
 def test_a_run_without_a_round_starts_again(recorder: RunRecorder) -> None:
+    recorder.record_initial({"accuracy": 0.2})
     with pytest.raises(KeyboardInterrupt), recorder:
-        recorder.record_initial({"accuracy": 0.2})
         raise KeyboardInterrupt
     assert recorder.store.run(recorder.run.id).status == "interrupted"
     again, tree = resume(recorder.store, recorder.run.id)
@@ -221,7 +222,9 @@ _ENDLESS = """
             return {"x": np.full(20_000, float(self.round))}
 
     store = RunStore(sys.argv[1])
-    about = RunDescription(name="kill", strategy="s", task="t", seed=0, num_rounds=10**6, num_clients=9, config={})
+    about = RunDescription(
+        name="kill", strategy="s", task="t", seed=0, num_rounds=10**6, num_clients=9, config={}
+    )
     recorder = RunRecorder.create(store, sys.argv[1], about)
     state, number = State(), 0
     while True:

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from turnout.server import RunDirectory, RunDirectoryError, run_directory
 
 

@@ -1,8 +1,13 @@
-"""Makes the support modules of these tests importable: the grid, the table of strategies, the references."""
+"""Makes the support modules importable (grid, table, references) and sets up the property tests."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+# A busy machine is no reason to fail, and every run tries the same.
+settings.register_profile("turnout", deadline=None, derandomize=True)
+settings.load_profile("turnout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from turnout.strategies import Callback, RoundReport
 from turnout.wire import load_checkpoint, save_checkpoint, view
 
 every_strategy = pytest.mark.parametrize("row", ROWS, ids=str)
-ROUNDS = 7
+ROUNDS = 6
 
 
 def present(server_round: int) -> list[int]:
@@ -59,6 +60,12 @@ def run(row: Row, clients: dict[int, Client] | None = None, **options: Any) -> T
     return trace
 
 
+@cache
+def plain(row: Row) -> Trace:
+    """The undisturbed run that others are compared with."""
+    return run(row)
+
+
 def by_node(server_round: int, replies: list[Message]) -> list[Message]:
     return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
@@ -69,7 +76,7 @@ def backwards(server_round: int, replies: list[Message]) -> list[Message]:
 
 @every_strategy
 def test_arrival_order_does_not_matter_to_the_bit(row: Row) -> None:
-    orders: list[Order] = [by_node, backwards, shuffled(1), shuffled(2)]
+    orders: list[Order] = [by_node, backwards, shuffled(1)]
     # Updates of very different magnitude, where plain sums would round differently.
     clients: Callable[[], dict[int, Client]] = lambda: {  # noqa: E731
         node: setting(client, scale=10.0 ** (i - 3)) for i, (node, client) in enumerate(federation().items())
@@ -87,7 +94,7 @@ def setting(client: Client, **values: Any) -> Client:
 
 @every_strategy
 def test_list_generator_and_bytes_give_the_same(row: Row) -> None:
-    direct = run(row)
+    direct = plain(row)
     assert run(row, lazily=True).models == direct.models
     assert run(row, lazily=True, through_bytes=True).models == direct.models
 
@@ -116,7 +123,7 @@ def test_empty_rounds(row: Row) -> None:
     nobody_there = run(row, available=lambda _: [], rounds=3)
     for trace in (everyone_fails, nobody_there):
         assert set(trace.models) == {as_bytes(initial())}  # Nothing is known, nothing moves.
-    later = run(row, rounds=6)
+    later = plain(row)
     assert later.reports[3].clients == []
     assert later.reports[3].train_metrics["participants"] == 0
     moves_by_memory = row.name.startswith(("mifa", "fedstale", "fedvarp-het")) and row.name != "fedstale-skip"
@@ -126,9 +133,9 @@ def test_empty_rounds(row: Row) -> None:
 
 
 @every_strategy
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_interrupted_and_resumed_equals_uninterrupted(row: Row, stop: int, tmp_path: Path) -> None:
-    whole = run(row)
+    whole = plain(row)
     path = tmp_path / "round.safetensors"
 
     class Save(Callback):
@@ -159,7 +166,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(row: Row, stop: int, tmp_p
 
 @every_strategy
 def test_under_flowers_own_loop(row: Row) -> None:
-    ours = run(row)
+    ours = plain(row)
     models = []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -172,7 +179,7 @@ def test_under_flowers_own_loop(row: Row) -> None:
     assert models[1:] == ours.models
     assert result.train_metrics_clientapp[1]["participants"] == len(ours.reports[0].clients)
     assert sorted(result.evaluate_metrics_serverapp) == list(range(ROUNDS + 1))
-    assert sorted(result.evaluate_metrics_clientapp) == [1, 2, 3, 5, 6, 7]  # Round 4: nobody there.
+    assert sorted(result.evaluate_metrics_clientapp) == [1, 2, 3, 5, 6]  # Round 4: nobody there.
 
 
 @every_strategy
@@ -184,7 +191,7 @@ def test_a_strategy_object_can_be_used_again(row: Row, loop: str) -> None:
         exchanges = 1 if loop == "own" else 2
         grid = ScriptedGrid(federation(), present, exchanges=exchanges)
         start = strategy.start if loop == "own" else lambda *a, **k: Strategy.start(strategy, *a, **k)
-        models.append(as_bytes(start(grid, initial(), num_rounds=3).arrays))
+        models.append(as_bytes(start(grid, initial(), num_rounds=2).arrays))
     assert models[0] == models[1]
 
 
@@ -218,7 +225,11 @@ def test_buffers_are_averaged_plainly_over_the_participants(row: Row) -> None:
     grid = ScriptedGrid(federation(), lambda _: [NODES[0], NODES[2], NODES[5]])
     trace = Trace()
     row.strategy().start(grid, initial(), num_rounds=2, callbacks=[trace])
-    buffers = {"bn.running_mean": np.full(3, 0.25), "bn.num_batches_tracked": np.array(5.0)}
+    buffers = {
+        "bn.running_mean": np.full(3, 0.25),
+        "bn.running_var": np.array(1 / 3),
+        "bn.num_batches_tracked": np.array(5.0),
+    }
     for report, requests in zip(trace.reports, grid.sent, strict=True):
         replies = [grid.clients[m.metadata.dst_node_id].content(m) for m in requests]  # type: ignore[attr-defined]
         for name in buffers:
@@ -231,7 +242,7 @@ def test_buffers_are_averaged_plainly_over_the_participants(row: Row) -> None:
 
 @every_strategy
 def test_reports_are_complete(row: Row) -> None:
-    trace = run(row)
+    trace = plain(row)
     last_seen: dict[int, int] = {}
     for report in trace.reports:
         clients = [c for c in report.clients if c.outcome == "ok"]

@@ -185,10 +185,10 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"round-12\.safetensors"):
             load_checkpoint(path)
 
-    @pytest.mark.parametrize("masks", [(0x01, 0x20), (0x0B, 0x80)])
-    def test_any_flipped_byte(self, path: Path, good: bytes, masks: tuple[int, int]) -> None:
+    def test_any_flipped_byte(self, path: Path, good: bytes) -> None:
         for i in range(len(good)):
-            self.refused(path, good[:i] + bytes([good[i] ^ masks[i % 2]]) + good[i + 1 :])
+            flipped = good[i] ^ (0x01, 0x20, 0x0B, 0x80)[i % 4]
+            self.refused(path, good[:i] + bytes([flipped]) + good[i + 1 :])
 
     def test_another_dtype_of_the_same_size(self, path: Path, good: bytes) -> None:
         # Every array would still fit, with other numbers in it.

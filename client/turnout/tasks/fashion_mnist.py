@@ -49,6 +49,10 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> tuple[Examples, Ex
                 f"{folder} holds {part} images of shape {images.shape} and labels of shape {labels.shape}; "
                 "expected (n, side, side) and (n,)."
             )
+        if labels.max(initial=0) >= FashionMnist.classes:
+            raise DataError(
+                f"{folder} has the {part} label {labels.max()}; expected 0 to {FashionMnist.classes - 1}."
+            )
         parts.append(Examples(images, labels.astype(np.int64)))
     return parts[0], parts[1]
 

@@ -8,6 +8,7 @@ types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from io import BytesIO
 from typing import Any, Final, TypeVar
 
@@ -36,6 +37,7 @@ __all__ = [
     "LazyArray",
     "NodeInfo",
     "Run",
+    "dtype_name",
     "ensure_identity",
     "error_reply",
     "local_run",
@@ -124,6 +126,12 @@ def local_run() -> Run:
     return Run.create_empty(_LOCAL_RUN_ID)
 
 
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return ``dtype.name``, which NumPy puts together anew at every access."""
+    return dtype.name
+
+
 class LazyArray(Array):
     """A Flower ``Array`` over an existing ndarray; the ``.npy`` bytes are made only if a transport asks.
 
@@ -139,7 +147,7 @@ class LazyArray(Array):
         view.flags.writeable = False
         # Straight into __dict__: Flower's __setattr__ does change tracking that a new object does not need.
         self.__dict__.update(
-            _ndarray=view, dtype=view.dtype.name, shape=view.shape, stype=NUMPY_STYPE, _is_dirty=True
+            _ndarray=view, dtype=dtype_name(view.dtype), shape=view.shape, stype=NUMPY_STYPE, _is_dirty=True
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -57,6 +57,21 @@ def encode_chunk(payload_id: int, offset: int, data: bytes | memoryview) -> byte
     return b"".join((frame, head, data))
 
 
+def join_frames(frames: list[bytes]) -> bytes:
+    """Return one frame that holds several short ones of the same direction."""
+    joined: bytes = pb.ServerMessage(batch=pb.Batch(messages=frames)).SerializeToString()
+    return joined
+
+
+def split_frames(batch: pb.Batch, kind: type[M]) -> Iterator[M]:
+    """Return the messages of a batch. Raises `FrameError`; a batch holds no chunks and no batches."""
+    for raw in batch.messages:
+        message = _decode(raw, kind)
+        if isinstance(message, Chunk) or message.WhichOneof("body") == "batch":
+            raise FrameError("a batch that holds chunks or batches.")
+        yield message
+
+
 def chunk_frames(payload_id: int, pieces: Iterable[memoryview]) -> Iterator[bytes]:
     """Cut the concatenation of ``pieces`` into frames of `CHUNK_BYTES`, copying each byte once."""
     offset, held, waiting = 0, 0, list[memoryview]()
@@ -94,7 +109,7 @@ def _decode(raw: bytes, kind: type[M]) -> Chunk | M:
     if raw[:1] == b"\x0a" and (chunk := _fast_chunk(raw)) is not None:
         return chunk
     try:
-        message = kind.FromString(raw)
+        message: M = kind.FromString(raw)
     except (DecodeError, RecursionError, ValueError) as error:
         raise FrameError(f"a frame of {len(raw)} bytes is no {kind.__name__}: {error}") from error
     if message.WhichOneof("body") == "chunk":

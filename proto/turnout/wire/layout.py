@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord
 
 from turnout.wire.arrays import NDArray, as_array, as_bf16_array, view
 from turnout.wire.errors import LayoutError
+from turnout.wire.flower import dtype_name
 
 _FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 _BATCH_NORM: Final = ("running_mean", "running_var", "num_batches_tracked")
@@ -148,7 +149,7 @@ class ParameterLayout:
             raise LayoutError(f"array {spec.name!r} has dtype {array.dtype}, the model needs {spec.dtype}.")
         content = view(array)
         # What an array declares and what its bytes hold are two claims of the sender.
-        if content.dtype.name != (spec.dtype if spec.dtype != "bfloat16" else "float32"):
+        if dtype_name(content.dtype) != (spec.dtype if spec.dtype != "bfloat16" else "float32"):
             raise LayoutError(f"array {spec.name!r} declares {spec.dtype} but its data is {content.dtype}.")
         return content
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final
+
+from turnout.wire.framing import join_frames
+
+_BATCH_BYTES: Final = 256 << 10
 
 
 class Outbox:
     """Frames that wait for their stream; one task writes them, anyone on the event loop adds.
 
-    A short message overtakes payloads that are under way; payloads and what depends on them keep their order.
+    A short message overtakes payloads that are under way. Short messages that wait together go as one frame:
+    a frame costs the event loop more than a message.
     """
 
     def __init__(self) -> None:
@@ -22,6 +28,14 @@ class Outbox:
     def send(self, frame: bytes) -> None:
         """Send one frame before all payloads."""
         self._short.append(frame)
+        self._wake.set()
+
+    def send_later(self, frame: bytes) -> None:
+        """Send one frame with the next one, or after `flush`."""
+        self._short.append(frame)
+
+    def flush(self) -> None:
+        """Send what waits."""
         self._wake.set()
 
     def stream(self, frames: Iterable[bytes]) -> None:
@@ -48,7 +62,7 @@ class Outbox:
 
     def _next(self) -> bytes | None:
         if self._short:
-            return self._short.popleft()
+            return self._joined()
         if self._closed:
             self._long.clear()
         while self._long:
@@ -57,3 +71,14 @@ class Outbox:
                 return frame
             self._long.popleft()
         return None
+
+    def _joined(self) -> bytes:
+        """Return the next short message, with those behind it as far as they fit one frame."""
+        frame = self._short.popleft()
+        if not self._short or len(frame) > _BATCH_BYTES:
+            return frame
+        frames, size = [frame], len(frame)
+        while self._short and size + len(self._short[0]) <= _BATCH_BYTES:
+            size += len(self._short[0])
+            frames.append(self._short.popleft())
+        return join_frames(frames) if len(frames) > 1 else frame

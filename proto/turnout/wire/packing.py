@@ -32,7 +32,9 @@ _MAX_NAME: Final = 512
 _MAX_SHOWN: Final = 64
 
 if sys.byteorder != "little":  # pragma: no cover
-    raise ImportError("the fleet protocol sends raw little-endian numbers; big-endian hosts are not supported.")
+    raise ImportError(
+        "the fleet protocol sends raw little-endian numbers; big-endian hosts are not supported."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,7 @@ class BlockLayout:
         """Return the layout that a peer declared. Raises `LayoutError` for one that cannot be."""
         if len(message.arrays) > _MAX_ARRAYS:
             raise LayoutError(f"layout has {len(message.arrays)} arrays, at most {_MAX_ARRAYS} are allowed.")
-        specs = tuple(
-            BlockSpec(a.name, a.dtype, tuple(a.shape), a.stype, a.size) for a in message.arrays
-        )
+        specs = tuple(BlockSpec(a.name, a.dtype, tuple(a.shape), a.stype, a.size) for a in message.arrays)
         seen: set[str] = set()
         for spec in specs:
             _check(spec, seen)
@@ -158,7 +158,9 @@ def differing(expected: BlockLayout, got: BlockLayout) -> str | None:
     names = [spec.name for spec in expected.specs]
     if [spec.name for spec in got.specs] != names:
         known, given = set(names), {spec.name for spec in got.specs}
-        return f"arrays missing {sorted(known - given)[:3]}, unknown {sorted(given - known)[:3]}, or reordered"
+        return (
+            f"arrays missing {sorted(known - given)[:3]}, unknown {sorted(given - known)[:3]}, or reordered"
+        )
     for want, have in zip(expected.specs, got.specs, strict=True):
         if have.stype == NUMPY_STYPE and (have.shape, have.dtype) != (want.shape, want.dtype):
             return (
@@ -181,7 +183,9 @@ def _content(name: str, array: Array) -> tuple[BlockSpec, memoryview]:
 
 def _merged(pieces: Iterable[memoryview]) -> list[memoryview]:
     """Join neighbouring views of one block, which a model's tensors mostly are, into one."""
-    groups: list[tuple[memoryview, object, int, int]] = []  # First piece, its owner, where it begins and ends.
+    groups: list[
+        tuple[memoryview, object, int, int]
+    ] = []  # First piece, its owner, where it begins and ends.
     for piece in pieces:
         address, owner = np.frombuffer(piece, np.uint8).__array_interface__["data"][0], _owner(piece)
         if groups and address == groups[-1][3] and isinstance(owner, np.ndarray) and owner is groups[-1][1]:
@@ -201,8 +205,11 @@ def _merged(pieces: Iterable[memoryview]) -> list[memoryview]:
 
 def _owner(piece: memoryview) -> object:
     node: Any = piece.obj
-    while isinstance(node, np.ndarray) and node.base is not None:
-        node = node.base.obj if isinstance(node.base, memoryview) else node.base
+    while isinstance(node, (np.ndarray, memoryview)):
+        under: Any = node.base if isinstance(node, np.ndarray) else node.obj
+        if under is None:
+            break
+        node = under
     return node
 
 
@@ -217,7 +224,9 @@ def _check(spec: BlockSpec, seen: set[str]) -> None:
     if spec.stype == BF16_STYPE:
         item = 2
     elif spec.stype == NUMPY_STYPE and item is None:
-        raise LayoutError(f"array {shown!r} has dtype {spec.dtype[:32]!r}; use one of {', '.join(_ITEM_BYTES)}.")
+        raise LayoutError(
+            f"array {shown!r} has dtype {spec.dtype[:32]!r}; use one of {', '.join(_ITEM_BYTES)}."
+        )
     if item is not None and math.prod(spec.shape) * item != spec.size:
         raise LayoutError(
             f"array {shown!r} of {spec.dtype[:32]}{list(spec.shape)} declares {spec.size} bytes, "

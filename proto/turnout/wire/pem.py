@@ -17,11 +17,13 @@ def read_certificate(path: str | Path) -> bytes:
 
 
 def read_key(path: str | Path) -> bytes:
-    """Return a private key's bytes. Raises `ConfigError` also when others than its owner may read the file."""
+    """Return a private key's bytes. Raises `ConfigError` also when others than its owner may read it."""
     content = _read(path)
     mode = stat.S_IMODE(Path(path).stat().st_mode)
     if mode & 0o077:
-        raise ConfigError(f"private key {path}: permissions {mode:04o} let others read it; run chmod 600 {path}.")
+        raise ConfigError(
+            f"private key {path}: permissions {mode:04o} let others read it; run chmod 600 {path}."
+        )
     if b"PRIVATE KEY-----" not in content:
         raise ConfigError(f"private key {path}: the file holds no PEM private key.")
     return content

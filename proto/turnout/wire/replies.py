@@ -113,7 +113,9 @@ def parse_reply(
     for record in message.records:
         kind = record.WhichOneof("kind")
         if record.name in plan.order or len(record.name) > _MAX_NAME or kind is None:
-            raise LayoutError(f"record {record.name[:64]!r} is empty, or its name comes twice or is too long.")
+            raise LayoutError(
+                f"record {record.name[:64]!r} is empty, or its name comes twice or is too long."
+            )
         plan.order.append(record.name)
         if kind == "arrays":
             layout = _layout(record.arrays, find)
@@ -123,7 +125,9 @@ def parse_reply(
         else:
             plan.scalars[record.name] = _scalars(record, kind)
     if end > max_bytes or end != size:
-        raise LayoutError(f"the reply announces {size} bytes, its layouts need {end}, the limit is {max_bytes}.")
+        raise LayoutError(
+            f"the reply announces {size} bytes, its layouts need {end}, the limit is {max_bytes}."
+        )
     plan.size = end
     return plan
 

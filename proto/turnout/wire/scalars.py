@@ -15,7 +15,7 @@ _MAX_INT: Final = 2**63
 
 
 def encode_scalars(values: Mapping[str, Any]) -> pb.Scalars:
-    """Return the entries of a config or metric record. Raises `LayoutError` for a value that cannot travel."""
+    """Return a config or metric record's entries. Raises `LayoutError` for a value that cannot travel."""
     if len(values) > _MAX_ENTRIES:
         raise LayoutError(f"{len(values)} entries in one record, at most {_MAX_ENTRIES} travel.")
     message = pb.Scalars()
@@ -59,7 +59,9 @@ def _set(entry: pb.Scalar, name: str, value: Any) -> None:
     elif isinstance(value, bytes):
         entry.blob = value
     else:
-        raise LayoutError(f"entry {name[:64]!r}: {value!r:.80} cannot travel; use 64-bit numbers, text or bytes.")
+        raise LayoutError(
+            f"entry {name[:64]!r}: {value!r:.80} cannot travel; use 64-bit numbers, text or bytes."
+        )
 
 
 def _get(entry: pb.Scalar) -> Any:

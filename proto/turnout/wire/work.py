@@ -1,4 +1,4 @@
-"""What a client is asked, as it travels: a head that is shared by all who are asked the same, and payloads."""
+"""What a client is asked, as it travels: a head, shared by all who are asked the same, and payloads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class EncodedWork:
 
 
 class WorkEncoder:
-    """Encodes the requests of one exchange; records and contents that several requests share are encoded once."""
+    """Encodes the requests of one exchange; records and contents that several share are encoded once."""
 
     def __init__(self, payload_ids: itertools.count[int], *, server_round: int) -> None:
         self._ids = payload_ids

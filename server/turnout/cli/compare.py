@@ -124,7 +124,7 @@ def _explanation(metric: str, rows: Sequence[dict[str, Any]], histories: Sequenc
         lines.append(f"Clients came to {presence}: a plain average leans to those that come often.")
     if any(math.isfinite(row["weight-gini"]) for row in rows):
         lines.append(
-            "Weight inequality: 0 when every client counted the same over the run, 1 when one decided alone."
+            "Weight skew: 0 when every client counted the same over the run, 1 when one decided alone."
         )
     return [line for line in lines if line]
 
@@ -136,7 +136,7 @@ def _labels(names: str) -> list[str]:
         problem = f"names {', '.join(doubled)} twice" if doubled else "names no strategy"
         raise ConfigError(
             f"--compare {names!r} {problem}; write for example --compare fedavg,fedstale. To compare "
-            'settings of one strategy, name them in the file: [strategies.mild] with name = "fedstale" and beta = 0.2.'
+            'settings of a strategy, name them: [strategies.mild] with name = "fedstale" and beta = 0.2.'
         )
     return labels
 

@@ -102,7 +102,9 @@ class Output:
 
         if isinstance(error, KeyboardInterrupt):
             self.err.print(
-                "\nInterrupted. " + (self.resume_hint or "Nothing was left behind."), highlight=False
+                "\nInterrupted. " + (self.resume_hint or "Nothing was left behind."),
+                markup=False,
+                soft_wrap=True,  # A command must survive being copied.
             )
             return INTERRUPTED
         if isinstance(error, BrokenPipeError):  # The reader of our stdout (head, less) has seen enough.
@@ -114,7 +116,7 @@ class Output:
             self.err.print("[bold red]error:[/] ", end="")
             self.err.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.resume_hint:
-            self.say(self.resume_hint, highlight=False)
+            self.say(self.resume_hint, markup=False, soft_wrap=True)
         if isinstance(error, ConfigError):
             return BAD_INPUT
         return REFUSED if _is_refusal(error) else FAILED

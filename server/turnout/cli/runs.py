@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -13,6 +12,8 @@ from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
 if TYPE_CHECKING:
     from turnout.server.schema import ClientRoundRow, RunRow
     from turnout.server.store import RunStore
+
+_WIDE: Final = 110  # Columns of text that all of the list fits into.
 
 app = typer.Typer(no_args_is_help=True, help="List, show, plot and export recorded runs.")
 
@@ -45,21 +46,35 @@ def list_runs(
         from turnout.cli.tables import result_table
         from turnout.cli.wording import age_text, metric_text
 
-        rows = [_document(opened, run) for run in opened.runs(limit=limit)]
+        runs = opened.runs(limit=limit)
+        rows = [_document(opened, run) for run in runs]
         output.data(rows)
+        columns = ["id", "name", "strategy", "task", "status", "rounds", "result", "study", "started"]
+        if output.out.width < _WIDE:
+            columns = [column for column in columns if column not in ("name", "task", "study")]
         table = result_table()
-        for column in ("id", "name", "strategy", "task", "status", "rounds", "result", "study", "started"):
+        for column in columns:
             table.add_column(
-                column, justify="right" if column == "rounds" else "left", no_wrap=column != "name"
+                column,
+                justify="right" if column == "rounds" else "left",
+                no_wrap=column != "name",
+                overflow="fold",
+                min_width=8 if column == "id" else None,
             )
-        for run, row in zip(opened.runs(limit=limit), rows, strict=True):
+        for run, row in zip(runs, rows, strict=True):
             name = "accuracy" if "accuracy" in row["metrics"] else next(iter(row["metrics"]), None)
-            result = f"{name} {metric_text(name, row['metrics'][name])}" if name else ""
-            rounds = f"{row['rounds']}/{run.num_rounds}"
-            table.add_row(
-                run.id, run.name, run.strategy, run.task, _coloured(row["status"]), rounds, result,
-                run.study or "", age_text(run.created_at),
-            )  # fmt: skip
+            cells = {
+                "id": run.id,
+                "name": run.name,
+                "strategy": run.strategy,
+                "task": run.task,
+                "status": _coloured(row["status"]),
+                "rounds": f"{row['rounds']}/{run.num_rounds}",
+                "result": f"{name} {metric_text(name, row['metrics'][name])}" if name else "",
+                "study": run.study or "",
+                "started": age_text(run.created_at),
+            }
+            table.add_row(*(cells[column] for column in columns))
         output.show(table)
         if not rows:
             output.say("No run yet. Start one: turnout simulate FILE")
@@ -174,9 +189,6 @@ def _open(store: str) -> RunStore:
 
 def _document(store: RunStore, run: RunRow) -> dict[str, Any]:
     done = store.rounds_done([run.id]).get(run.id, 0)
-    metrics: dict[str, float] = {}
-    for row in store.metrics(run.id, "evaluate"):
-        metrics[row.name] = math.nan if row.value is None else row.value
     return {
         "run_id": run.id,
         "name": run.name,
@@ -188,7 +200,7 @@ def _document(store: RunStore, run: RunRow) -> dict[str, Any]:
         "rounds": done,
         "num-rounds": run.num_rounds,
         "num-clients": run.num_clients,
-        "metrics": metrics,
+        "metrics": store.latest_metrics(run.id),
         "seconds": round(run.seconds, 3),
         "model_sha256": run.model_sha256,
         "directory": str(store.directory_of(run)),

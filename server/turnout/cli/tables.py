@@ -25,6 +25,7 @@ def result_table(title: str | None = None) -> Table:
         header_style="bold",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
 
 
@@ -53,8 +54,11 @@ class Score:
 
 
 def main_metric(histories: Sequence[RunHistory]) -> str:
-    """Return the metric that runs are judged by."""
-    return "accuracy" if all("accuracy" in history.evaluate for history in histories) else "loss"
+    """Return the metric that runs are judged by: accuracy, else what the task measures besides its loss."""
+    shared = set.intersection(*(set(history.evaluate) for history in histories))
+    if "accuracy" in shared:
+        return "accuracy"
+    return min(shared - {"loss"}, default="loss")
 
 
 def rounds_to(history: RunHistory, metric: str, target: float) -> int | None:
@@ -81,7 +85,7 @@ def run_table(history: RunHistory, *, title: str, seconds: float, metrics: dict[
         text = metric_text(name, metrics[name])
         if score is not None and name == score.metric and score.best_round:
             text += f"   (best {metric_text(name, score.best)}, round {score.best_round})"
-        table.add_row(f"{name} on held-out data", text)
+        table.add_row(f"{name} of the global model", text)
     for label, text in participation_rows(history):
         table.add_row(label, text)
     table.add_row("time", seconds_text(seconds))
@@ -108,9 +112,7 @@ def participation_rows(history: RunHistory) -> list[tuple[str, str]]:
     )
     gini = history.weight_gini()
     if math.isfinite(gini):
-        rows.append(
-            ("weight inequality", f"{gini:.2f}   (0: every client counted the same, 1: one decided alone)")
-        )
+        rows.append(("weight skew", f"{gini:.2f}   (0: every client counted the same, 1: one decided alone)"))
     troubles = [
         f"{int((history.outcome == code).sum())} {name}"
         for code, name in enumerate(OUTCOMES)
@@ -162,7 +164,7 @@ def comparison_table(metric: str, target: float, rows: Sequence[dict[str, Any]],
     if metric != "loss":
         table.add_column("final loss", justify="right")
     table.add_column(f"rounds to {metric_text(metric, target)}", justify="right")
-    table.add_column("weight inequality", justify="right")
+    table.add_column("weight skew", justify="right")
     table.add_column("time", justify="right")
     higher = higher_is_better(metric)
     for row in rows:

@@ -82,6 +82,7 @@ def _check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     key = "model" if section == "participation" else "name"
     try:
         target = find(section, method.name).target
+        key = "partition"
         known = _known_options(section, method, target)
     except ConfigError as error:
         return method, [Problem((section, key), f"{section}.{key}: {error}")]

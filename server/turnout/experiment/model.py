@@ -83,10 +83,6 @@ class Experiment(Section):
         made._source = source
         return made
 
-    def with_rounds(self, rounds: int) -> Experiment:
-        """Return this experiment with another number of rounds."""
-        return self.model_copy(update={"run": self.run.model_copy(update={"rounds": rounds})})
-
     def resolved(self) -> dict[str, Any]:
         """Return everything that is computed as a TOML-able table; without ``strategies``."""
         table: dict[str, Any] = {

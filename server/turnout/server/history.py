@@ -39,7 +39,7 @@ class RunHistory:
     def load(cls, store: RunStore, run: RunRow, label: str | None = None) -> RunHistory:
         """Read a run from the store; ``label`` defaults to its strategy."""
         rounds = store.rounds(run.id)
-        clients = store.client_rounds(run.id)
+        outcomes = store.outcomes(run.id)
         names = sorted({row.name for row in store.metrics(run.id, "evaluate")})
         evaluate = {}
         for name in names:
@@ -51,10 +51,10 @@ class RunHistory:
             rounds=np.array([row.round for row in rounds], dtype=np.int64),
             participants=np.array([row.participants for row in rounds], dtype=np.int64),
             evaluate=evaluate,
-            client_round=np.array([row.round for row in clients], dtype=np.int64),
-            client=np.array([row.client for row in clients], dtype=np.uint64),
-            outcome=np.array([OUTCOMES.index(row.outcome) for row in clients], dtype=np.int8),
-            weight=np.array([np.nan if row.weight is None else row.weight for row in clients], dtype=float),
+            client_round=np.array([row[0] for row in outcomes], dtype=np.int64),
+            client=np.array([row[1] for row in outcomes], dtype=np.uint64),
+            outcome=np.array([OUTCOMES.index(row[2]) for row in outcomes], dtype=np.int8),
+            weight=np.array([np.nan if row[3] is None else row[3] for row in outcomes], dtype=float),
         )
 
     def metric(self, name: str) -> tuple[NDArray, NDArray]:

@@ -137,8 +137,7 @@ class RunRecorder(Callback):
         recorder._checkpoints = [
             row.round for row in store.rounds(run.id) if row.checkpoint and row.round <= round_number
         ]
-        for row in store.metrics(run.id, "evaluate"):
-            recorder.last_metrics[row.name] = math.nan if row.value is None else row.value
+        recorder.last_metrics = store.latest_metrics(run.id)
         return recorder, tree
 
     @property

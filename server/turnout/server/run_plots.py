@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnout.server.history import RunHistory
-from turnout.server.plots import plot_metric, plot_participation, plot_partition, plot_weights
+from turnout.server.plots import metric_title, plot_metric, plot_participation, plot_partition, plot_weights
 from turnout.server.schema import RunRow
 from turnout.server.store import RunStore
 
@@ -22,7 +22,7 @@ def plot_comparison(histories: Sequence[RunHistory], folder: Path, *, title: str
     written: list[Path] = []
     suffix = f": {title}" if title else ""
     for metric in sorted({name for history in histories for name in history.evaluate}):
-        heading = f"{metric.capitalize()} over rounds{suffix}"
+        heading = f"{metric_title(metric)} over rounds{suffix}"
         written += plot_metric(histories, metric, folder / metric, title=heading)
     if histories and histories[0].rounds.size:
         written += plot_participation(histories[0], folder / "participation", title=f"Who took part{suffix}")

@@ -105,17 +105,6 @@ class RunStore:
         with Session(self._engine) as session:
             return {row[0]: row[1] for row in session.execute(query.group_by(RoundRow.run_id))}
 
-    def last_checkpoint(self, run_id: str) -> RoundRow | None:
-        """Return the newest committed round that has a checkpoint, or None."""
-        query = (
-            select(RoundRow)
-            .where(RoundRow.run_id == run_id, RoundRow.checkpoint.is_not(None))
-            .order_by(RoundRow.round.desc())
-            .limit(1)
-        )
-        with Session(self._engine) as session:
-            return session.scalars(query).first()
-
     def metrics(self, run_id: str, kind: MetricKind | None = None) -> list[MetricRow]:
         """Return all metrics of a run (of one kind), by kind, name and round."""
         query = select(MetricRow).where(MetricRow.run_id == run_id)
@@ -135,11 +124,27 @@ class RunStore:
         with Session(self._engine) as session:
             return [(number, math.nan if v is None else v) for number, v in session.execute(query)]
 
+    def latest_metrics(self, run_id: str) -> dict[str, float]:
+        """Return the held-out metrics of the last round in which the model was evaluated."""
+        series = (MetricRow.run_id == run_id, MetricRow.kind == "evaluate")
+        last = select(func.max(MetricRow.round)).where(*series).scalar_subquery()
+        query = select(MetricRow.name, MetricRow.value).where(*series, MetricRow.round == last)
+        with Session(self._engine) as session:
+            return {name: math.nan if value is None else value for name, value in session.execute(query)}
+
     def client_rounds(self, run_id: str) -> list[ClientRoundRow]:
         """Return what each invited client did, by round and client."""
         query = select(ClientRoundRow).where(ClientRoundRow.run_id == run_id)
         with Session(self._engine) as session:
             return list(session.scalars(query.order_by(ClientRoundRow.round, ClientRoundRow.client)))
+
+    def outcomes(self, run_id: str) -> list[tuple[int, int, str, float | None]]:
+        """Return (round, client, outcome, weight) of every invitation: `client_rounds` in brief."""
+        query = select(
+            ClientRoundRow.round, ClientRoundRow.client, ClientRoundRow.outcome, ClientRoundRow.weight
+        ).where(ClientRoundRow.run_id == run_id)
+        with Session(self._engine) as session:
+            return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
 
     def events(self, run_id: str, *, after: int = 0) -> list[EventRow]:
         """Return the events of a run whose number is greater than ``after``."""

@@ -205,6 +205,6 @@ class Algorithm:
                 setattr(self, name, np.array(stored) if isinstance(stored, np.ndarray) else stored)
 
     def memory_bytes(self) -> int:
-        """Return the bytes held in per-client memories."""
+        """Return the bytes of the algorithm's state: per-client memories, and vectors beside the model."""
         parts = (getattr(self, name) for name in self.state_names)
         return sum(part.nbytes for part in parts if isinstance(getattr(part, "nbytes", None), int))

@@ -128,8 +128,10 @@ class SyntheticClient:
                 x = view(array)
                 if name in names:
                     y = x + self.scale * rng.standard_normal(x.shape)
+                    if keys.INITIAL in message.content:
+                        y = y + 0.1 * view(message.content[keys.INITIAL][name])
                 else:
-                    y = x + rng.integers(1, 4, x.shape)
+                    y = x + rng.integers(1, 4, x.shape) / (1 if x.dtype.kind == "i" else 7)
                 trained[name] = as_array(np.asarray(y, x.dtype))
             content[keys.ARRAYS] = trained
         if config.get(keys.LOCAL_UPDATE) == "scaffold":

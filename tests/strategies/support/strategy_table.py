@@ -44,7 +44,7 @@ EXAMPLES = (10, 1, 250, 33, 8, 100, 57)
 P = dict(zip(KEYS, (0.9, 0.35, 1.0, 0.5, 0.25, 0.8, 0.6), strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One strategy with one set of hyperparameters, and the rule from its paper in plain float64."""
 
@@ -158,5 +158,6 @@ def initial(seed: int = 0, *, width: int = 4, buffers: bool = True) -> ArrayReco
         record[name] = as_array(np.asarray(array, np.float32))
     if buffers:
         record["bn.running_mean"] = as_array(np.full(3, 0.25, np.float32))
+        record["bn.running_var"] = as_array(np.array(1 / 3, np.float32))
         record["bn.num_batches_tracked"] = as_array(np.array(5))
     return record

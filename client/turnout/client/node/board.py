@@ -19,7 +19,7 @@ from turnout.wire.arrays import NDArray
 from turnout.wire.errors import LayoutError
 from turnout.wire.framing import Chunk
 from turnout.wire.replies import EncodedReply, encode_failure, encode_reply
-from turnout.wire.work import decode_work, payload_ids
+from turnout.wire.work import DecodedWork, decode_work, payload_ids
 
 log = logging.getLogger("turnout.client.node")
 
@@ -33,7 +33,7 @@ class NodeTask:
     missing: set[int]
     reply: EncodedReply | None = None
     cancelled: bool = False
-    started: bool = False
+    began: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -75,6 +75,8 @@ class TaskBoard:
         self._tasks: dict[int, NodeTask] = {}
         self._payloads: dict[int, _Incoming] = {}
         self._running: set[asyncio.Task[None]] = set()
+        # The last request's head, decoded: logical clients are mostly asked the same.
+        self._decoded: tuple[bytes, DecodedWork, str] | None = None
         self.replies = 0
 
     def holding(self, client: int) -> list[int]:
@@ -83,6 +85,7 @@ class TaskBoard:
 
     def begin(self) -> None:
         """Forget what a lost stream left unfinished: payloads, and tasks that wait for them."""
+        self._decoded = None
         self._payloads.clear()
         self._tasks = {i: t for i, t in self._tasks.items() if not t.missing}
 
@@ -98,6 +101,11 @@ class TaskBoard:
     def ready(self) -> list[NodeTask]:
         """Return the tasks whose replies wait."""
         return [task for task in self._tasks.values() if task.reply is not None]
+
+    def running(self) -> list[tuple[NodeTask, float]]:
+        """Return the tasks that are being worked on, and since how many seconds."""
+        now = time.monotonic()
+        return [(t, now - t.began) for t in self._tasks.values() if t.began and t.reply is None]
 
     def busy(self) -> bool:
         """Return whether any task is not acknowledged yet."""
@@ -143,7 +151,9 @@ class TaskBoard:
             return
         end = incoming.received + len(chunk.data)
         if chunk.offset != incoming.received or end > incoming.buffer.size:
-            raise LayoutError(f"payload {chunk.id}: a chunk at {chunk.offset}, expected at {incoming.received}.")
+            raise LayoutError(
+                f"payload {chunk.id}: a chunk at {chunk.offset}, expected at {incoming.received}."
+            )
         incoming.buffer[incoming.received : end] = np.frombuffer(chunk.data, np.uint8)
         incoming.received = end
         if end == incoming.buffer.size:
@@ -155,6 +165,7 @@ class TaskBoard:
 
     def release(self, payloads: list[int]) -> None:
         """Drop payloads that no further task needs."""
+        self._decoded = None
         for payload in payloads:
             self._payloads.pop(payload, None)
 
@@ -191,20 +202,25 @@ class TaskBoard:
         async with hosted.lock:
             if task.cancelled:
                 return
-            task.started = True
-            began = time.monotonic()
+            task.began = time.monotonic()
             task.reply = await loop.run_in_executor(self._pool, self._work, task, hosted.journal, blocks)
-            task.seconds = time.monotonic() - began
+            task.seconds = time.monotonic() - task.began
         self.replies += 1
         if not task.cancelled:
             self._finished(task)
+
+    def _decode(self, task: NodeTask, blocks: dict[int, NDArray]) -> tuple[DecodedWork, str]:
+        known = self._decoded
+        if known is None or known[0] != task.offer.work:
+            work = decode_work(task.work, blocks.__getitem__)
+            known = self._decoded = (task.offer.work, work, request_digest(task.work))
+        return known[1:]
 
     def _work(self, task: NodeTask, journal: ClientJournal, blocks: dict[int, NDArray]) -> EncodedReply:
         """Run on a worker thread: the app, then the journal, then the reply may be offered."""
         offer = task.offer
         try:
-            work = decode_work(task.work, blocks.__getitem__)
-            digest = request_digest(task.work)
+            work, digest = self._decode(task, blocks)
             if task.trains:
                 kept = journal.reply(work.server_round, digest, offer.base_round)
                 if kept is not None:

@@ -1,8 +1,8 @@
 """What a client remembers of its rounds: its state after each, and the reply that goes with it.
 
-The server says of which round it last accepted this client's reply; the client goes on from its state of then.
-So a task that is done twice (a crash, a lost acknowledgement, a server that went back to a checkpoint) changes the
-state once. State and reply of a round are one file, written whole or not at all.
+The server says of which round it last accepted this client's reply; the client goes on from its state of
+then. So a task that is done twice (a crash, a lost acknowledgement, a server that went back to a checkpoint)
+changes the state once. State and reply of a round are one file, written whole or not at all.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class ClientJournal:
             entry = self._read(server_round)
             if entry is not None:
                 if server_round < base_round:
-                    log.info("no state of round %s is kept; that of round %s is used.", base_round, server_round)
+                    log.info(
+                        "no state of round %s is kept; that of round %s is used.", base_round, server_round
+                    )
                 return entry.state
         return RecordDict()
 
@@ -86,6 +88,7 @@ class ClientJournal:
         elif self._directory is not None:
             self._path(server_round).unlink(missing_ok=True)  # Of a server that has gone back since.
         self._entries[server_round] = entry
+        keep_round = min(keep_round, entry.base_round)
         oldest = max((r for r in self._entries if r <= keep_round), default=0)
         for known in list(self._entries):
             # Rounds after the base were not accepted, or a server that went back has undone them.

@@ -1,4 +1,4 @@
-"""The node: one process that stays, one channel, many logical clients; it comes back until the run is over."""
+"""The node: one lasting process, one channel, many logical clients; it comes back until the run is over."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class Node:
         """Finish what is under way, within ``options.drain`` seconds, hand back the rest, and leave."""
         if not self._stopping.is_set():
             self._reason = reason
+            if self._session is not None:
+                self._session.draining = True
             self._stopping.set()
 
     async def run(self) -> NodeSummary:
@@ -97,7 +99,6 @@ class Node:
     def _finished(self, task: NodeTask) -> None:
         if self._session is not None and self._session.welcomed:
             self._session.offer_reply(task)
-            self._session.report(task)
 
     def _settled(self) -> None:
         limit = self._options.max_rounds

@@ -48,8 +48,8 @@ class NodeOptions:
     state_dir
         Where clients' states survive a restart; None keeps them in memory.
     store_replies
-        ``"stateful"`` writes a finished reply to disk if its client keeps state, ``"always"`` in any case, so that
-        a killed node does not train again.
+        ``"stateful"`` writes a finished reply to disk if its client keeps state, ``"always"`` in any case,
+        so that a killed node does not train again.
     workers
         Clients that work at the same time (default 1).
     max_rounds

@@ -15,7 +15,14 @@ from turnout.client.node.options import NodeOptions
 from turnout.client.node.runner import Federation
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.errors import TurnoutError
-from turnout.wire.framing import PROTOCOL_VERSION, Chunk, FrameError, chunk_frames, decode_server
+from turnout.wire.framing import (
+    PROTOCOL_VERSION,
+    Chunk,
+    FrameError,
+    chunk_frames,
+    decode_server,
+    split_frames,
+)
 from turnout.wire.outbox import Outbox
 from turnout.wire.replies import INLINE_BYTES
 from turnout.wire.scalars import decode_scalars
@@ -36,7 +43,11 @@ class NodeRefused(TurnoutError):  # noqa: N818 - the server's answer
 
 
 class Session:
-    """One stream; ``settled`` is called after each acknowledgement. ``welcomed`` tells whether the server took the node, ``over`` whether the run has ended."""
+    """One stream; ``settled`` is called after each acknowledgement.
+
+    ``welcomed`` tells whether the server took the node, ``over`` whether the run ended. While ``draining``
+    no new task is taken.
+    """
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class Session:
         )()
         self.welcomed = False
         self.over = False
+        self.draining = False
 
     async def run(self, ids: list[int]) -> None:
         """Serve the stream until it ends; ``ids`` are the clients' ids as far as they are known.
@@ -103,18 +115,18 @@ class Session:
                 size=reply.size,
                 checksum=reply.checksum,
                 data=data,
+                metrics={"task-seconds": task.seconds, "reply-bytes": float(reply.size)},
             )
         )
 
-    def report(self, task: NodeTask) -> None:
-        """Send what working on ``task`` took."""
-        metrics = {"task-seconds": task.seconds, "reply-bytes": float(task.reply.size if task.reply else 0)}
-        self._send(progress=pb.Progress(client=task.offer.client, task=task.offer.id, metrics=metrics))
-
     def heartbeat(self, sequence: int) -> None:
-        """Show that the node's own loop is alive."""
-        if self.welcomed:
-            self._send(heartbeat=pb.Heartbeat(sequence=sequence))
+        """Show that the node's own loop is alive, and how long its tasks have taken so far."""
+        if not self.welcomed:
+            return
+        self._send(heartbeat=pb.Heartbeat(sequence=sequence))
+        for task, seconds in self._board.running():
+            metrics = {"running-seconds": seconds}
+            self._send(progress=pb.Progress(client=task.offer.client, task=task.offer.id, metrics=metrics))
 
     async def _write(self, frame: bytes) -> None:
         await self._call.write(frame)
@@ -148,7 +160,11 @@ class Session:
             return
         kind = message.WhichOneof("body")
         if kind == "task":
-            self._board.offer(message.task)
+            if not self.draining:  # Else the goodbye hands it back.
+                self._board.offer(message.task)
+        elif kind == "batch":
+            for part in split_frames(message.batch, pb.ServerMessage):
+                self._receive(part, ids)
         elif kind == "grant":
             self._upload(message.grant.task)
         elif kind == "ack":
@@ -171,8 +187,9 @@ class Session:
         if welcome.protocol != PROTOCOL_VERSION:
             raise NodeRefused(
                 "wrong-version",
-                f"this client is turnout {package_version()} with protocol {PROTOCOL_VERSION}, the server is turnout "
-                f"{welcome.package_version[:32]} with protocol {welcome.protocol}; install the same version.",
+                f"this client is turnout {package_version()} with protocol {PROTOCOL_VERSION}, the server "
+                f"is turnout {welcome.package_version[:32]} with protocol {welcome.protocol}; install the "
+                "same version.",
             )
         ids[:] = welcome.ids
         config = decode_scalars(welcome.run_config)

@@ -41,7 +41,7 @@ def create_authority(directory: str | Path, *, name: str = "Turnout fleet CA", d
 def create_server(
     directory: str | Path, hosts: Sequence[str], *, name: str = "server", days: float = 825
 ) -> None:
-    """Write ``NAME.pem`` and ``NAME.key`` for a server that is reached as ``hosts`` (DNS names, IP addresses)."""
+    """Write ``NAME.pem`` and ``NAME.key`` for a server reached as ``hosts`` (DNS names, IP addresses)."""
     if not hosts:
         raise ConfigError("hosts is empty; name at least one DNS name or IP address of the server.")
     _issue(Path(directory), name, [_host(host) for host in hosts], ExtendedKeyUsageOID.SERVER_AUTH, days)
@@ -106,7 +106,10 @@ def _write(stem: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certif
     )
     public = certificate.public_bytes(serialization.Encoding.PEM)
     # with_name, because with_suffix would cut a name such as site.example at its dot.
-    paths = [(stem.with_name(f"{stem.name}.key"), private, 0o600), (stem.with_name(f"{stem.name}.pem"), public, 0o644)]
+    paths = [
+        (stem.with_name(f"{stem.name}.key"), private, 0o600),
+        (stem.with_name(f"{stem.name}.pem"), public, 0o644),
+    ]
     for path, content, mode in paths:
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

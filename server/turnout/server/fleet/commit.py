@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CommitCallback(Callback):
-    """Put it behind the recorder in ``callbacks``; ``every`` is the recorder's number of rounds per checkpoint."""
+    """Put it behind the recorder in ``callbacks``; ``every`` is the recorder's rounds per checkpoint."""
 
     def __init__(self, grid: FleetGrid, *, every: int = 1) -> None:
         self._grid = grid

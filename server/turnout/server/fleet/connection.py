@@ -19,6 +19,7 @@ class Connection:
         self.peer = peer
         self.outbox = Outbox()
         self.closing = False
+        self.reading = True
         self._clients = frozenset(ids)
         self._payloads: set[int] = set()
         self._handler = asyncio.current_task()
@@ -31,9 +32,14 @@ class Connection:
         """Send a short message, such as ``ack=pb.Ack(...)``."""
         self.outbox.send(pb.ServerMessage(**body).SerializeToString())  # type: ignore[arg-type]
 
+    def send_later(self, **body: object) -> None:
+        """Send a short message with the next one, or after ``outbox.flush()``."""
+        self.outbox.send_later(pb.ServerMessage(**body).SerializeToString())  # type: ignore[arg-type]
+
     def offer(self, task: pb.TaskOffer, payloads: Sequence[Payload]) -> int:
-        """Send an offer and the payloads that it needs and that this stream has not had; return their bytes."""
-        self.outbox.stream((pb.ServerMessage(task=task).SerializeToString(),))
+        """Send an offer and those of its payloads that this stream has not had; return their bytes."""
+        # Before its payloads, which are longer.
+        self.send(task=task)
         sent = 0
         for payload in payloads:
             if payload.id not in self._payloads:
@@ -58,5 +64,5 @@ class Connection:
 
     def stop_handler(self) -> None:
         """End the coroutine that reads this stream, once everything is written."""
-        if self._handler is not None and not self._handler.done():
+        if self.reading and self._handler is not None:
             self._handler.cancel()

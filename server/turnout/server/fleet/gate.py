@@ -6,20 +6,21 @@ import zlib
 
 from turnout.server.fleet.staging import check_finite
 from turnout.v1 import fleet_pb2 as pb
-from turnout.wire import keys
+from turnout.wire import NDArray, keys
 from turnout.wire.errors import ReplyRejected
 from turnout.wire.replies import INLINE_BYTES, ReplyPlan
 from turnout.wire.work import aligned_copy
 
 
-def check_inline(ready: pb.Ready, plan: ReplyPlan) -> None:
-    """Check the body that came with the head. Raises `ReplyRejected`."""
+def inline_body(ready: pb.Ready, plan: ReplyPlan) -> NDArray:
+    """Return the body that came with the head, aligned and checked. Raises `ReplyRejected`."""
     if len(ready.data) != plan.size or plan.size > INLINE_BYTES:
         raise ReplyRejected("bad-size", f"{len(ready.data)} bytes came inline, announced were {plan.size}.")
     if plan.size and zlib.crc32(ready.data) != ready.checksum:
         raise ReplyRejected("damaged", "the reply's checksum does not match its bytes.")
-    if runs := plan.runs():
-        check_finite(aligned_copy(ready.data), runs, 0, plan.size)
+    body = aligned_copy(ready.data)
+    check_finite(body, plan.runs(), 0, plan.size)
+    return body
 
 
 def check_identity(plan: ReplyPlan, client: int) -> None:

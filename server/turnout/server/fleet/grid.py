@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from turnout.server.fleet.server import FleetServer
-from turnout.server.fleet.tasks import Delivery, Exchange, Task
+from turnout.server.fleet.tasks import Delivery, Exchange, Task, Verdict
 from turnout.wire import keys
 from turnout.wire.errors import CheckpointError, ConfigError
 from turnout.wire.flower import Run, local_run, records_of, request, stamp
@@ -31,7 +31,8 @@ _SETTLE_SECONDS = 0.05
 class FleetGrid(Grid):
     """Drives any Flower strategy over the clients of a running `FleetServer`.
 
-    Node id and client id are the same stable number, given by enrolled name. Under our own strategies register
+    Node id and client id are the same stable number, given by enrolled name. Under our own strategies
+    register
     `turnout.server.fleet.CommitCallback` behind the recorder: clients are then told their outcome when the
     round is durable, and told the strategy's verdict; without it, as soon as a reply was taken.
 
@@ -69,6 +70,7 @@ class FleetGrid(Grid):
         self._accepted: dict[int, int] = {}
         self._hub.base_rounds, self._hub.keep_rounds = self._accepted, {}
         self._unacknowledged: list[Task] = []
+        self._verdicts: list[Verdict] = []
         self._strategy: StreamingStrategy | None = None
         self._pushed: dict[str, tuple[Exchange, Task]] = {}
         self._task_ids = itertools.count(server.incarnation << 32 | 1)
@@ -95,7 +97,7 @@ class FleetGrid(Grid):
 
     def registered_ids(self) -> list[int]:
         """Return the ids of all clients that were ever enrolled, in ascending order."""
-        return sorted(list(self.server.roster.members))
+        return sorted(self.server.roster.members)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients that can work now, in ascending order; waits for ``min_clients``."""
@@ -263,7 +265,7 @@ class FleetGrid(Grid):
                 del reply
                 good += self._judge(delivery, before, trains)
         finally:
-            self._close(exchange)
+            self._close(exchange, settled=missing == 0)
 
     def _next(self, exchange: Exchange, limit: float, soft: float) -> Delivery | None:
         """Return the next delivery, None when ``limit`` has passed and the network was heard once more."""
@@ -276,11 +278,16 @@ class FleetGrid(Grid):
             delivery = _take(exchange, 0)
         return delivery
 
-    def _close(self, exchange: Exchange) -> None:
+    def _close(self, exchange: Exchange, *, settled: bool) -> None:
+        self._send_verdicts()
+        if settled:
+            self.server.call(self._hub.close, exchange, "the round is closed.")
+            return
         self.server.wait_for(self._close_exchange(exchange), 30)
         while (delivery := _take(exchange, 0)) is not None:
             if delivery.plan is not None:
                 self._decide(delivery, "late", "the round was closed.")
+        self._send_verdicts()
 
     async def _close_exchange(self, exchange: Exchange) -> None:
         self._hub.close(exchange, "the round is closed.")
@@ -312,7 +319,15 @@ class FleetGrid(Grid):
         tell = self._strategy is None or outcome != "accepted"
         if not tell:
             self._unacknowledged.append(task)
-        self.server.call(self._hub.decide, task, outcome, reason, detail, tell)
+        self._verdicts.append(Verdict(task, outcome, reason, detail, tell))
+        # A slot is wanted back at once; small replies have none, and waking the event loop costs more.
+        if tell or task.receipt is not None:
+            self._send_verdicts()
+
+    def _send_verdicts(self) -> None:
+        if self._verdicts:
+            verdicts, self._verdicts = self._verdicts, []
+            self.server.call(self._hub.decide, verdicts)
 
     def attach(self, strategy: StreamingStrategy) -> None:
         """Read the verdicts of ``strategy`` and tell clients of accepted replies at `commit`."""
@@ -320,6 +335,7 @@ class FleetGrid(Grid):
 
     def commit(self) -> None:
         """Tell the clients what was accepted since the last commit; the round is durable now."""
+        self._send_verdicts()
         tasks, self._unacknowledged = self._unacknowledged, []
         self._hub.keep_rounds = dict(self._accepted)
         self.server.call(self._hub.acknowledge, tasks)

@@ -13,14 +13,15 @@ from typing import Final
 
 from turnout.server.fleet.connection import Connection
 from turnout.server.fleet.counters import FleetCounters
-from turnout.server.fleet.gate import check_identity, check_inline
+from turnout.server.fleet.gate import check_identity, inline_body
 from turnout.server.fleet.options import FleetOptions
 from turnout.server.fleet.roster import Roster
-from turnout.server.fleet.tasks import OUTCOMES, Delivery, Exchange, Stage, Task
+from turnout.server.fleet.tasks import OUTCOMES, Delivery, Exchange, Stage, Task, Verdict
 from turnout.server.fleet.uploads import UploadSlots
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import LayoutError, ReplyRejected
-from turnout.wire.framing import Chunk, FrameError
+from turnout.wire.framing import Chunk, FrameError, split_frames
 from turnout.wire.packing import differing
 from turnout.wire.replies import ReplyPlan, parse_reply
 
@@ -28,6 +29,7 @@ log = logging.getLogger("turnout.server.fleet")
 
 _REMEMBERED: Final = 100_000
 _MAX_DETAIL: Final = 500
+_ACK_SECONDS: Final = 0.05
 Outcome = tuple[str, str, str]  # Outcome, reason, detail.
 
 
@@ -46,7 +48,8 @@ class Hub:
         self.progressed: Callable[[int, Mapping[str, float]], None] = lambda client, metrics: None
         self._tasks: dict[int, Task] = {}
         self._by_client: dict[int, dict[int, Task]] = {}
-        self._decided: OrderedDict[int, tuple[int, Outcome]] = OrderedDict()
+        # By task: its client, its outcome, and whether the client may know it (what it got is durable).
+        self._decided: OrderedDict[int, tuple[int, Outcome, bool]] = OrderedDict()
 
     # Connections.
 
@@ -59,7 +62,9 @@ class Hub:
         for client, held in zip(connection.ids, holding, strict=True):
             older = self.connections.get(client)
             if older is not None and older is not connection:
-                log.warning("client %s connects from %s; its older stream is closed.", client, connection.peer)
+                log.warning(
+                    "client %s connects from %s; its older stream is closed.", client, connection.peer
+                )
                 self.counters.reasons["replaced"] += 1
                 self._drop_uploads(older)
                 older.close(refusal=pb.Refusal(reason="replaced", detail="the client connected again."))
@@ -78,7 +83,7 @@ class Hub:
             if self.connections.get(client) is connection:
                 del self.connections[client]
                 for task in self._by_client.get(client, {}).values():
-                    loop.call_later(self.options.reconnect, self._lost, task, connection)
+                    loop.call_later(self.options.reconnect, self._lost, task.id)
         self.changed()
 
     def leave(self, connection: Connection, reason: str) -> None:
@@ -102,7 +107,10 @@ class Hub:
         """Give up what is being received on ``connection``: nothing of it was folded."""
         for client in connection.ids:
             for task in self._by_client.get(client, {}).values():
-                if self.connections.get(client) is connection and task.stage in (Stage.WAITING, Stage.RECEIVING):
+                if self.connections.get(client) is connection and task.stage in (
+                    Stage.WAITING,
+                    Stage.RECEIVING,
+                ):
                     self.counters.lost_uploads += task.stage is Stage.RECEIVING
                     self.slots.free(task)
                     task.stage = Stage.OFFERED
@@ -117,7 +125,7 @@ class Hub:
             self._by_client.setdefault(task.client, {})[task.id] = task
             connection = self.connections.get(task.client)
             if connection is None:
-                loop.call_later(self.options.reconnect, self._lost, task, None)
+                loop.call_later(self.options.reconnect, self._lost, task.id)
             else:
                 self._offer(task, connection)
 
@@ -136,17 +144,23 @@ class Hub:
         for connection in set(self.connections.values()):
             connection.release(payloads)
 
-    def decide(self, task: Task, outcome: str, reason: str, detail: str, tell: bool) -> None:
-        """Note what the strategy made of a delivered reply and free its slot; ``tell`` the client at once."""
-        self.counters.replies[outcome] += 1
-        if outcome == "rejected":
-            self._offend(task.client, reason)
-        self._decide(task, (outcome, reason, detail), tell=tell)
+    def decide(self, verdicts: Sequence[Verdict]) -> None:
+        """Note what the strategy made of delivered replies and free their slots."""
+        for verdict in verdicts:
+            self.counters.replies[verdict.outcome] += 1
+            if verdict.outcome == "rejected":
+                self._offend(verdict.task.client, verdict.reason)
+            self._decide(verdict.task, (verdict.outcome, verdict.reason, verdict.detail), tell=verdict.tell)
 
     def acknowledge(self, tasks: Sequence[Task]) -> None:
-        """Tell the clients of decided ``tasks`` their outcomes."""
+        """Tell the clients of decided ``tasks`` their outcomes, with the next offers: nobody waits."""
         for task in tasks:
-            self._tell(task.id)
+            self._tell(task.id, later=True)
+        asyncio.get_running_loop().call_later(_ACK_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        for connection in set(self.connections.values()):
+            connection.outbox.flush()
 
     def _offer(self, task: Task, connection: Connection) -> None:
         if task.stage is Stage.DELIVERED:
@@ -168,17 +182,20 @@ class Hub:
         task.stage = Stage.CLOSED
         self._tasks.pop(task.id, None)
         self._by_client.get(task.client, {}).pop(task.id, None)
-        self._decided[task.id] = (task.client, outcome)
+        self._decided[task.id] = (task.client, outcome, tell)
         while len(self._decided) > _REMEMBERED:
             self._decided.popitem(last=False)
         if tell:
             self._tell(task.id)
 
-    def _tell(self, task_id: int) -> None:
-        client, (outcome, reason, detail) = self._decided[task_id]
+    def _tell(self, task_id: int, *, later: bool = False) -> None:
+        if task_id not in self._decided:
+            return
+        client, (outcome, reason, detail), _ = self._decided[task_id]
+        self._decided[task_id] = (client, (outcome, reason, detail), True)
         connection = self.connections.get(client)
         if connection is not None:
-            self._ack(connection, task_id, outcome, reason, detail)
+            self._ack(connection, task_id, outcome, reason, detail, later=later)
 
     def _fail(self, task: Task, reason: str, detail: str, *, outcome: str = "failed") -> None:
         """Close a task that brings no reply, tell the client, and let the round go on."""
@@ -187,8 +204,11 @@ class Hub:
         self._decide(task, (outcome, reason, detail), tell=True)
         task.exchange.inbox.put(Delivery(task, error=f"{reason}: {detail}", reason=reason))
 
-    def _lost(self, task: Task, gone: Connection | None) -> None:
+    def _lost(self, task_id: int) -> None:
         """Give up on a client that did not come back; a client that did has a stream again."""
+        task = self._tasks.get(task_id)
+        if task is None:
+            return
         if task.stage is Stage.OFFERED and self.connections.get(task.client) is None:
             self._fail(task, "lost", f"client {task.client} is not connected any more.")
 
@@ -202,10 +222,13 @@ class Hub:
         kind = message.WhichOneof("body")
         if kind == "ready":
             self._ready(connection, message.ready)
+        elif kind == "batch":
+            for part in split_frames(message.batch, pb.ClientMessage):
+                self.receive(connection, part)
         elif kind == "heartbeat":
             connection.send(heartbeat=message.heartbeat)
         elif kind == "progress":
-            self._progress(connection, message.progress)
+            self._progress(connection, message.progress.client, message.progress.metrics)
         elif kind == "goodbye":
             self.leave(connection, message.goodbye.reason)
         elif kind == "hello":
@@ -225,21 +248,21 @@ class Hub:
             # The outcome is told when it is known; until then a repeated reply changes nothing.
             self.counters.replies["duplicate"] += 1
         else:
+            if ready.metrics:
+                self._progress(connection, task.client, ready.metrics)
             self._accept(task, ready)
 
     def _accept(self, task: Task, ready: pb.Ready) -> None:
         try:
             plan = self._plan(task, ready)
-            inline = not plan.size or bool(ready.data)
-            if inline:
-                check_inline(ready, plan)
+            body = inline_body(ready, plan) if ready.data or not plan.size else None
         except (LayoutError, ReplyRejected) as error:
             self._reject(task, error)
             return
         task.plan, task.ready = plan, ready
-        if inline:
+        if body is not None:
             self.counters.received_bytes += len(ready.data)
-            self._deliver(task, ready.data)
+            self._deliver(task, body)
         else:
             self.slots.enqueue(task)
 
@@ -271,7 +294,7 @@ class Hub:
         if complete:
             self._deliver(task, None)
 
-    def _deliver(self, task: Task, body: bytes | None) -> None:
+    def _deliver(self, task: Task, body: NDArray | None) -> None:
         assert task.plan is not None
         task.stage = Stage.DELIVERED
         reason = "client-error" if task.plan.error else ""
@@ -288,41 +311,52 @@ class Hub:
         detail = f"the upload fell below {self.options.min_rate:g} bytes per second."
         self._ack(self.connections[task.client], task.id, "retry", "stalled", detail)
 
-    def _progress(self, connection: Connection, progress: pb.Progress) -> None:
-        member = self.roster.members.get(progress.client)
-        if member is None or not connection.speaks_for(progress.client):
+    def _progress(self, connection: Connection, client: int, metrics: Mapping[str, float]) -> None:
+        if not connection.speaks_for(client):
             raise FrameError("progress of another client.")
-        metrics = dict(progress.metrics)
+        member = self.roster.members[client]
         member.metrics = {name[:64]: metrics[name] for name in sorted(metrics)[:64]}
-        self.progressed(progress.client, member.metrics)
+        self.progressed(client, member.metrics)
 
     # Refusals.
 
     def _too_late(self, connection: Connection, task_id: int) -> None:
-        client, (outcome, reason, detail) = self._decided.get(task_id, (-1, ("late", "unknown-task", "")))
+        unknown = (-1, ("late", "unknown-task", ""), True)
+        client, (outcome, reason, detail), known = self._decided.get(task_id, unknown)
         if client >= 0 and not connection.speaks_for(client):
             self._offend(connection.ids[0], "foreign-task")
             outcome, reason, detail = "rejected", "foreign-task", "the task was another client's."
         self.counters.replies["duplicate" if outcome == "accepted" else "late"] += 1
-        self._ack(connection, task_id, outcome, reason, detail)
+        if known or outcome != "accepted":
+            self._ack(connection, task_id, outcome, reason, detail)
 
     def _reject(self, task: Task, error: LayoutError | ReplyRejected) -> None:
         reason = error.reason if isinstance(error, ReplyRejected) else "wrong-layout"
-        self._offend(task.client, reason)
+        self._offend(task.client, reason, counted=True)
         self._fail(task, reason, str(error), outcome="rejected")
 
     def _refuse(self, connection: Connection, task_id: int, reason: str, detail: str) -> None:
         self.counters.replies["rejected"] += 1
         self._ack(connection, task_id, "rejected", reason, detail)
 
-    def _ack(self, connection: Connection, task_id: int, outcome: str, reason: str, detail: str) -> None:
+    def _ack(
+        self,
+        connection: Connection,
+        task_id: int,
+        outcome: str,
+        reason: str,
+        detail: str,
+        *,
+        later: bool = False,
+    ) -> None:
         ack = pb.Ack(task=task_id, outcome=OUTCOMES[outcome], reason=reason, detail=detail[:_MAX_DETAIL])
-        connection.send(ack=ack)
+        send = connection.send_later if later else connection.send
+        send(ack=ack)
 
-    def _offend(self, client: int, reason: str) -> None:
+    def _offend(self, client: int, reason: str, *, counted: bool = False) -> None:
         member = self.roster.members[client]
         member.offences += 1
-        self.counters.reasons[reason] += 1
+        self.counters.reasons[reason] += not counted
         if member.offences == self.options.max_offences:
             log.warning("client %s (%s) is quarantined: %s.", client, member.name, reason)
             self.changed()

@@ -34,8 +34,8 @@ class FleetOptions:
     max_offences
         A client with this many refused replies or broken frames gets no more work.
     linear_flow
-        True lets gRPC widen receive windows by itself, for few, far, fast clients; memory is then bounded by the
-        upload slots only.
+        True lets gRPC widen receive windows by itself, for few, far, fast clients; memory is then bounded
+        by the upload slots only.
     """
 
     upload_slots: int = 4

@@ -36,8 +36,8 @@ class Member:
 class Roster:
     """Maps enrolled names to client ids; the map is written to ``path`` before an id is used.
 
-    With ``names`` (name to id) only those are admitted. Otherwise a new name gets the partition it asks for if
-    no other name holds it, or the next free number.
+    With ``names`` (name to id) only those are admitted. Otherwise a new name gets the partition it asks for
+    if no other name holds it, or the next free number.
     """
 
     def __init__(self, path: Path | None = None, *, names: Mapping[str, int] | None = None) -> None:
@@ -62,10 +62,14 @@ class Roster:
             raise ReplyRejected("bad-name", "a name has 1 to 64 letters, digits, '.', '_' or '-'.")
         if node in self._revoked:
             raise ReplyRejected("revoked", f"{node!r} has been revoked.")
+        names = [node]
+        if len(partitions) > 1:
+            names = [f"{node}/{at if number is None else number}" for at, number in enumerate(partitions)]
+        if len(set(names)) < len(names):
+            raise ReplyRejected("duplicate-client", f"{node!r} names a client twice.")
         fresh: dict[str, int] = {}
         ids = []
-        for number, partition in enumerate(partitions):
-            name = node if len(partitions) == 1 else f"{node}/{number if partition is None else partition}"
+        for name, partition in zip(names, partitions, strict=True):
             client = self._ids.get(name)
             if client is None:
                 client = fresh[name] = self._assign(name, partition, set(fresh.values()))
@@ -74,8 +78,6 @@ class Roster:
                     "wrong-partition", f"{name!r} is client {client} here and asks to be client {partition}."
                 )
             ids.append(client)
-        if len(set(ids)) < len(ids):
-            raise ReplyRejected("duplicate-client", f"{node!r} names a client twice.")
         if fresh:
             self._save(fresh)
             for name, client in fresh.items():
@@ -123,7 +125,9 @@ class Roster:
             names = json.loads(self._path.read_text())["clients"]
             return {str(name): int(client) for name, client in names.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"roster {self._path}: not readable ({error!r}); restore or remove it.") from error
+            raise CheckpointError(
+                f"roster {self._path}: not readable ({error!r}); restore or remove it."
+            ) from error
 
     def _save(self, fresh: Mapping[str, int]) -> None:
         if self._path is None:

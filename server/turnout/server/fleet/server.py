@@ -129,7 +129,7 @@ class FleetServer:
         return self
 
     def stop(self, *, reconnect: bool = False, grace: float = 5.0) -> None:
-        """End all streams and the thread. ``reconnect`` tells nodes to come back to a server that restarts."""
+        """End all streams and the thread. ``reconnect`` tells nodes to come back to a restarted server."""
         if self._loop is None or self._thread is None or self._stopping is None:
             return
         self._reconnect, self._grace = reconnect, grace
@@ -205,4 +205,3 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-

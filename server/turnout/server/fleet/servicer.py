@@ -67,11 +67,13 @@ class FleetServicer:
             if not connection.closing:
                 raise
         except FrameError as error:
+            connection.reading = False
             self._hub.offend(connection, "bad-frame")
             connection.close(refusal=pb.Refusal(reason="bad-frame", detail=str(error)[:500]))
             await asyncio.wait({writer}, timeout=1)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
         finally:
+            connection.reading = False
             self._hub.detach(connection)
             writer.cancel()
 
@@ -117,7 +119,8 @@ class FleetServicer:
             raise ReplyRejected(
                 "wrong-version",
                 f"this server is turnout {package_version()} with protocol {PROTOCOL_VERSION}, the client is "
-                f"turnout {hello.package_version[:32]} with protocol {hello.protocol}; install the same version.",
+                f"turnout {hello.package_version[:32]} with protocol {hello.protocol}; install the same "
+                "version.",
             )
         if self.draining:
             raise ReplyRejected("draining", "the server is shutting down.")

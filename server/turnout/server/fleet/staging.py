@@ -65,7 +65,8 @@ class Receipt:
         begin, length = self.received, len(chunk.data)
         if chunk.offset != begin or length != min(CHUNK_BYTES, self.size - begin) or not length:
             raise ReplyRejected(
-                "bad-chunk", f"a chunk of {length} bytes at {chunk.offset}, expected at {begin} of {self.size}."
+                "bad-chunk",
+                f"a chunk of {length} bytes at {chunk.offset}, expected at {begin} of {self.size}.",
             )
         self.buffer[begin : begin + length] = np.frombuffer(chunk.data, np.uint8)
         self._crc = zlib.crc32(chunk.data, self._crc)
@@ -86,9 +87,7 @@ def _references(buffer: NDArray) -> int:
 _UNSHARED: Final = _references(np.empty(0, np.uint8)) + 1
 
 
-def check_finite(
-    buffer: NDArray, runs: Sequence[tuple[str, int, int]], begin: int, end: int
-) -> None:
+def check_finite(buffer: NDArray, runs: Sequence[tuple[str, int, int]], begin: int, end: int) -> None:
     """Raise `ReplyRejected` if a float in ``buffer[begin:end]`` is NaN or infinite.
 
     ``begin`` and ``end`` cut no element: they are multiples of a chunk's size or the body's end.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import queue
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +15,7 @@ from turnout.wire.arrays import NDArray
 from turnout.wire.flower import error_reply, reply, stamp
 from turnout.wire.packing import BlockLayout
 from turnout.wire.replies import ReplyPlan
-from turnout.wire.work import EncodedWork, Payload, aligned_copy
+from turnout.wire.work import EncodedWork, Payload
 
 OUTCOMES: Final = {
     "accepted": pb.OUTCOME_ACCEPTED,
@@ -67,7 +66,7 @@ class Delivery:
 
     task: Task
     plan: ReplyPlan | None = None
-    body: bytes | None = None
+    body: NDArray | None = None
     error: str = ""
     reason: str = ""
 
@@ -78,10 +77,22 @@ class Delivery:
             answer = error_reply(request, self.error)
         else:
             receipt = self.task.receipt
-            block: NDArray = receipt.buffer if receipt is not None else aligned_copy(self.body or b"")
+            block = receipt.buffer if receipt is not None else self.body
+            assert block is not None
             answer = reply(self.plan.content(block), to=request)
         stamp(answer, f"{request.metadata.message_id}-reply")
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a delivered reply; ``tell`` when its client may know at once."""
+
+    task: Task
+    outcome: str
+    reason: str
+    detail: str
+    tell: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -100,5 +111,3 @@ class Exchange:
         for task in self.tasks.values():
             seen.update((payload.id, payload) for payload in task.work.payloads)
         return list(seen.values())
-
-

@@ -25,7 +25,8 @@ class UploadSlots:
         self._grant = grant
         self._stalled = stalled
         self._waiting: deque[Task] = deque()
-        self._active: dict[Task, float] = {}
+        # When each upload began, and the timer that watches it.
+        self._active: dict[Task, tuple[float, asyncio.TimerHandle]] = {}
         self.pool = StagingPool(options.upload_slots)
 
     @property
@@ -47,7 +48,7 @@ class UploadSlots:
     def free(self, task: Task) -> None:
         """Take back the slot or the place in the queue that ``task`` has, if any."""
         if task in self._active:
-            del self._active[task]
+            self._active.pop(task)[1].cancel()
             if task.receipt is not None:
                 self.pool.give(task.receipt)
                 task.receipt = None
@@ -64,8 +65,8 @@ class UploadSlots:
             loop = asyncio.get_running_loop()
             task.receipt = Receipt(self.pool.take(plan.size), plan.size, ready.checksum, plan.runs())
             task.stage = Stage.RECEIVING
-            self._active[task] = loop.time()
-            loop.call_later(self._options.stall, self._watch, task, task.receipt)
+            watch = loop.call_later(self._options.stall, self._watch, task, task.receipt)
+            self._active[task] = (loop.time(), watch)
             self._grant(task)
 
     def _watch(self, task: Task, receipt: Receipt) -> None:
@@ -73,9 +74,11 @@ class UploadSlots:
         if task.receipt is not receipt or task.stage is not Stage.RECEIVING:
             return
         loop = asyncio.get_running_loop()
-        counted = loop.time() - self._active[task] - self._options.stall
+        began = self._active[task][0]
+        counted = loop.time() - began - self._options.stall
         # Within the grace an upload must at least have begun.
         if receipt.received <= self._options.min_rate * counted or receipt.received == 0:
             self._stalled(task)
         else:
-            loop.call_later(self._options.stall / 4, self._watch, task, receipt)
+            watch = loop.call_later(self._options.stall / 4, self._watch, task, receipt)
+            self._active[task] = (began, watch)

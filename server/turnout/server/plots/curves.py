@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOG_DECADES: Final = 1.5
-_HIGHER_IS_BETTER: Final = frozenset({"accuracy"})
+_HIGHER_IS_BETTER: Final = frozenset({"accuracy", "auc", "f1", "precision", "recall", "r2"})
 
 
 def higher_is_better(metric: str) -> bool:
     """Return whether a larger value of ``metric`` is the better one."""
     return metric in _HIGHER_IS_BETTER
+
+
+def metric_title(metric: str) -> str:
+    """Return a metric's name as a heading begins: ``Accuracy``, ``Loss``, ``RMSE``."""
+    return metric.upper() if len(metric) <= 4 and metric != "loss" else metric.capitalize()
 
 
 def plot_metric(histories: Sequence[RunHistory], metric: str, stem: Path, *, title: str = "") -> list[Path]:
@@ -41,9 +46,10 @@ def plot_metric(histories: Sequence[RunHistory], metric: str, stem: Path, *, tit
             axes.plot(rounds, values, lw=1.7, solid_capstyle="round", **style)
             _mark_isolated(axes, rounds, values, style["color"])
             ends.append((_last_finite(values), index, history.label))
-        axes.set_title(title or f"{metric.capitalize()} over rounds")
+        axes.set_title(title or f"{metric_title(metric)} over rounds")
         axes.set_xlabel("round")
-        axes.set_ylabel(f"{metric} on held-out data")
+        axes.set_ylabel(f"{metric} of the global model")
+        axes.locator_params(axis="x", integer=True)
         axes.margins(x=0.01)
         _scale(axes, histories, metric)
         _empty_rounds(axes, histories)
@@ -75,7 +81,7 @@ def _mark_isolated(axes: Axes, rounds: Any, values: Any, colour: str) -> None:
 def _scale(axes: Axes, histories: Sequence[RunHistory], metric: str) -> None:
     values = np.concatenate([history.metric(metric)[1] for history in histories])
     values = values[np.isfinite(values)]
-    if metric in _HIGHER_IS_BETTER and values.size and values.min() >= 0 and values.max() <= 1:
+    if metric == "accuracy" and values.size and values.min() >= 0 and values.max() <= 1:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_ylim(top=min(1.0, max(values.max() * 1.05, 0.05)))
     elif values.size and values.min() > 0 and np.log10(values.max() / values.min()) > _LOG_DECADES:
@@ -87,9 +93,10 @@ def _empty_rounds(axes: Axes, histories: Sequence[RunHistory]) -> None:
     empty = [set(h.rounds[h.participants == 0].tolist()) for h in histories]
     shared = sorted(set.intersection(*empty)) if empty else []
     if shared:
+        count = "1 round" if len(shared) == 1 else f"{len(shared)} rounds"
         axes.plot(
             shared, [0.03] * len(shared), transform=axes.get_xaxis_transform(), ls="", marker="v", ms=4.5,
-            color=palette()["muted"], label=f"nobody took part ({len(shared)} rounds)",
+            color=palette()["muted"], label=f"nobody took part ({count})",
         )  # fmt: skip
 
 
@@ -110,7 +117,7 @@ def _legend(axes: Axes, ends: list[tuple[float, int, str]], metric: str) -> None
 def _number(value: float, metric: str) -> str:
     if not np.isfinite(value):
         return "diverged"
-    return f"{100 * value:.1f} %" if higher_is_better(metric) and 0 <= value <= 1 else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3g}"
 
 
 def _last_finite(values: Any) -> float:

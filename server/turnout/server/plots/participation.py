@@ -42,6 +42,7 @@ def plot_participation(history: RunHistory, stem: Path, *, title: str = "Who too
         _draw_cells(axes, outcomes, history)
         axes.set_title(title)
         axes.set_xlabel("round")
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel(f"clients, most present first (N = {len(clients)})")
         axes.grid(visible=False)
         subtitle(axes, _sentence(rates, outcomes))
@@ -57,7 +58,10 @@ def plot_participation(history: RunHistory, stem: Path, *, title: str = "Who too
 
 
 def _draw_cells(axes: Axes, outcomes: Any, history: RunHistory) -> None:
-    last = int(history.rounds[-1]) if history.rounds.size else 1
+    axes.set_yticks([])
+    if not outcomes.size:
+        return
+    last = int(history.rounds[-1])
     axes.imshow(
         cell_colours(outcomes), aspect="auto", interpolation="nearest",
         extent=(0.5, last + 0.5, len(outcomes) - 0.5, -0.5),
@@ -67,7 +71,6 @@ def _draw_cells(axes: Axes, outcomes: Any, history: RunHistory) -> None:
         if 0 < rows.size <= _MAX_MARKERS:
             dark = "#000000" if name == "missing" else "#ffffff"
             axes.plot(columns + 1, rows, ls="", marker=marker, ms=3, color=dark, mew=0.9)
-    axes.set_yticks([])
 
 
 def cell_colours(outcomes: Any) -> Any:

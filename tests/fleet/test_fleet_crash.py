@@ -1,0 +1,254 @@
+"""Processes are killed and stopped; the model is that of an undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord
+
+from turnout.server.fleet import CommitCallback, FleetGrid, FleetOptions, FleetServer
+from turnout.simulation import LocalGrid
+from turnout.strategies import FedAvg, Scaffold
+from turnout.wire import as_array
+
+HERE = Path(__file__).parent
+CLIENTS, SIZE = 4, 20_000
+
+
+def zeros(size: int = SIZE) -> ArrayRecord:
+    arrays = ArrayRecord()
+    arrays["w"] = as_array(np.zeros(size, np.float32))
+    return arrays
+
+
+def twin(stateful_app: Any, rounds: int, size: int = SIZE) -> str:
+    strategy = Scaffold(num_clients=CLIENTS)
+    strategy.start(LocalGrid(stateful_app, CLIENTS), zeros(size), num_rounds=rounds)
+    return hashlib.sha256(strategy.x.tobytes()).hexdigest()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def stateful_app() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("scaffold_node", HERE / "scaffold_node.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.app(0.0)
+
+
+class Server:
+    """A server process that is killed and started again."""
+
+    def __init__(self, directory: Path, port: int, rounds: int) -> None:
+        self._command = [sys.executable, HERE / "server_process.py", directory, port, rounds, CLIENTS, SIZE]
+        self.lines: list[dict[str, Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        command = [str(part) for part in self._command]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.lines.append(json.loads(line))
+
+    def committed(self) -> int:
+        return max((line["committed"] for line in self.lines if "committed" in line), default=0)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.lines[-3:]
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+@pytest.fixture
+def run_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def start(port: int, rounds: int) -> Server:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        made.append(Server(tmp_path / "run", port, rounds))
+        return made[-1]
+
+    yield start
+    for server in made:
+        if server.process.poll() is None:
+            server.kill()
+
+
+def test_a_server_killed_at_random_ends_with_the_undisturbed_model(
+    run_server: Callable[..., Server], spawn: Callable[..., Any], tmp_path: Path, stateful_app: Any
+) -> None:
+    kills, rounds = int(os.environ.get("TURNOUT_KILLS", "5")), 40
+    seed = int(os.environ.get("TURNOUT_SEED", "20261122"))
+    rng = random.Random(seed)
+    port = free_port()
+    server = run_server(port, rounds)
+    for at, clients in enumerate(("0-1", "2-3")):
+        spawn("scaffold_node.py", f"127.0.0.1:{port}", clients, f"n{at}", tmp_path / f"state{at}", 0.02)
+    lost = 0
+    for _ in range(kills):
+        before = server.committed()
+        server.wait_for(lambda: server.committed() > before or server.process.poll() is not None)
+        time.sleep(rng.uniform(0, 0.15))
+        if server.process.poll() is not None:
+            break
+        server.kill()
+        done = server.committed()
+        server.start()
+        server.wait_for(lambda: server.committed() > done or server.process.poll() is not None)
+        redone = [line["committed"] for line in server.lines if "committed" in line]
+        lost += redone.count(done) > 1
+    server.wait_for(lambda: any("model" in line for line in server.lines))
+    end = next(line for line in server.lines if "model" in line)
+    assert end["bad"] == []
+    assert end["model"] == twin(stateful_app, rounds), f"seed {seed}"
+    assert lost == 0
+
+
+@pytest.mark.parametrize("when", ["training", "upload", "before the acknowledgement"])
+def test_a_killed_client_comes_back_and_counts_once(
+    when: str, spawn: Callable[..., Any], tmp_path: Path, stateful_app: Any
+) -> None:
+    size, rounds = 400_000, 4
+    with FleetServer(num_clients=CLIENTS, options=FleetOptions(reconnect=60)) as server:
+        first = ("scaffold_node.py", server.address, "0-1", "a", tmp_path / "a", 0.2)
+        victim = spawn(*first)
+        spawn("scaffold_node.py", server.address, "2-3", "b", tmp_path / "b", 0.05)
+        grid = FleetGrid(server, min_clients=CLIENTS, wait=60)
+        strategy = Scaffold(num_clients=CLIENTS)
+        start = {"num_rounds": rounds, "timeout": 90, "callbacks": [CommitCallback(grid)]}
+        thread = threading.Thread(target=strategy.start, args=(grid, zeros(size)), kwargs=start, daemon=True)
+        thread.start()
+        reached = {
+            "training": lambda: server.counters.offers >= CLIENTS + 1,
+            "upload": lambda: any(
+                receipt.received > 0 for task in list(server.hub.slots._active) if task.client < 2
+                and grid.server_round > 1 and (receipt := task.receipt) is not None),
+            "before the acknowledgement": lambda: 0 in grid._accepted and grid.server_round == 2
+                and grid._accepted[0] == 2,
+        }[when]  # fmt: skip
+        end = time.monotonic() + 60
+        while not reached() and thread.is_alive():
+            assert time.monotonic() < end
+            time.sleep(0.0005)
+        victim.kill()
+        spawn(*first)
+        thread.join(90)
+        assert not thread.is_alive()
+        assert all(report.outcome == "ok" for report in strategy.reports)
+        assert server.counters.replies["accepted"] == rounds * CLIENTS
+    assert hashlib.sha256(strategy.x.tobytes()).hexdigest() == twin(stateful_app, rounds, size)
+
+
+def test_a_paused_client_is_late_then_takes_part_again(
+    spawn: Callable[..., Any], initial: Callable[..., Any]
+) -> None:
+    options = FleetOptions(deadline=0.6, reconnect=60)
+    with FleetServer(options=options) as server:
+        paused = spawn("numpy_app.py", server.address, "0", "--name", "paused", "--delay", "0.05")
+        spawn("numpy_app.py", server.address, "1", "--name", "well", "--delay", "0.05")
+        grid = FleetGrid(server, min_clients=2, wait=30)
+        outcomes: list[dict[int, str]] = []
+        strategy = FedAvg()
+
+        class Watch(CommitCallback):
+            def on_round_end(self, report: Any) -> None:
+                super().on_round_end(report)
+                outcomes.append({client.client: client.outcome for client in report.clients})
+                if report.server_round == 1:
+                    paused.process.send_signal(signal.SIGSTOP)
+                if report.server_round == 3:
+                    paused.process.send_signal(signal.SIGCONT)
+                    time.sleep(0.4)
+
+        strategy.start(grid, initial(), num_rounds=5, timeout=30, callbacks=[Watch(grid)])
+    assert [row[1] for row in outcomes] == ["ok"] * 5
+    assert [row[0] for row in outcomes] == ["ok", "missing", "missing", "ok", "ok"]
+    assert server.counters.replies["late"] >= 0
+
+
+def test_enough_replies_close_a_round_and_cancel_the_others(
+    raw_client: ModuleType, initial: Callable[..., Any]
+) -> None:
+    with FleetServer(options=FleetOptions(enough=2)) as server:
+        clients = [raw_client.RawClient(server.address, f"c{i}", i) for i in range(3)]
+        grid = FleetGrid(server, min_clients=3, wait=10)
+        strategy = FedAvg()
+        start = {"num_rounds": 1, "timeout": 20, "callbacks": [CommitCallback(grid)]}
+        thread = threading.Thread(target=strategy.start, args=(grid, initial(400)), kwargs=start, daemon=True)
+        thread.start()
+        offers = [client.receive("task") for client in clients]
+        clients[0].finish(offers[0])
+        clients[2].finish(offers[2])
+        assert clients[1].receive("cancel").task == offers[1].id
+        thread.join(10)
+        clients[1].finish(offers[1])
+        assert clients[1].receive("ack").reason == "late"
+        for client in clients:
+            client.close()
+    assert {report.client: report.outcome for report in strategy.reports} == {0: "ok", 1: "missing", 2: "ok"}
+    assert server.counters.replies["late"] == 1
+
+
+def test_sigterm_hands_back_and_max_rounds_leaves(
+    spawn: Callable[..., Any], initial: Callable[..., Any]
+) -> None:
+    with FleetServer() as server:
+        short = spawn("numpy_app.py", server.address, "0-1", "--name", "short", "--max-rounds", "2")
+        long = spawn("numpy_app.py", server.address, "2", "--name", "long")
+        grid = FleetGrid(server, min_clients=1, wait=30)
+        while len(grid.available_ids()) < 3:
+            time.sleep(0.01)
+        strategy = FedAvg()
+        strategy.start(grid, initial(), num_rounds=3, timeout=20, callbacks=[CommitCallback(grid)])
+        assert short.result()["rounds"] == 2
+        long.terminate()
+        assert long.result()["reason"] == "SIGTERM"
+
+
+def test_a_failing_app_is_reported_with_its_traceback(
+    spawn: Callable[..., Any], initial: Callable[..., Any]
+) -> None:
+    with FleetServer() as server:
+        spawn("numpy_app.py", server.address, "0-2", "--name", "n", "--fail", "1")
+        grid = FleetGrid(server, min_clients=3, wait=30)
+        strategy = FedAvg()
+        strategy.start(grid, initial(), num_rounds=2, timeout=20, callbacks=[CommitCallback(grid)])
+    outcomes = {report.client: report for report in strategy.reports}
+    assert [outcomes[i].outcome for i in range(3)] == ["ok", "failed", "ok"]
+    assert "planned failure" in outcomes[1].reason
+    assert "numpy_app.py" in outcomes[1].reason
