@@ -36,7 +36,9 @@ demo: $(READY)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore tests/fleet
+	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
+	$(BIN)/python -m pytest tests/fleet
 
 check: lint types
 

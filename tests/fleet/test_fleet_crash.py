@@ -174,10 +174,10 @@ def test_a_killed_client_comes_back_and_counts_once(
     assert hashlib.sha256(strategy.x.tobytes()).hexdigest() == twin(stateful_app, rounds, size)
 
 
-def test_a_paused_client_is_late_then_takes_part_again(
+def test_a_paused_client_is_missing_then_takes_part_again(
     spawn: Callable[..., Any], initial: Callable[..., Any]
 ) -> None:
-    options = FleetOptions(deadline=0.6, reconnect=60)
+    options = FleetOptions(deadline=2.0, reconnect=60)
     with FleetServer(options=options) as server:
         paused = spawn("numpy_app.py", server.address, "0", "--name", "paused", "--delay", "0.05")
         spawn("numpy_app.py", server.address, "1", "--name", "well", "--delay", "0.05")
@@ -193,12 +193,11 @@ def test_a_paused_client_is_late_then_takes_part_again(
                     paused.process.send_signal(signal.SIGSTOP)
                 if report.server_round == 3:
                     paused.process.send_signal(signal.SIGCONT)
-                    time.sleep(0.4)
+                    time.sleep(1.0)
 
         strategy.start(grid, initial(), num_rounds=5, timeout=30, callbacks=[Watch(grid)])
     assert [row[1] for row in outcomes] == ["ok"] * 5
     assert [row[0] for row in outcomes] == ["ok", "missing", "missing", "ok", "ok"]
-    assert server.counters.replies["late"] >= 0
 
 
 def test_enough_replies_close_a_round_and_cancel_the_others(

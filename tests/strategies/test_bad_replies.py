@@ -305,6 +305,17 @@ class TestScaffold:
         assert np.isfinite(strategy.control).all()
 
 
+def test_records_that_nobody_asked_for_are_not_read() -> None:
+    def add(content: RecordDict) -> None:
+        content["private-state"] = ArrayRecord({"momentum": as_array(np.full(3, math.nan))})
+        content[keys.CONTROL] = ArrayRecord({"fc.bias": as_array(np.zeros(1))})
+
+    for row in (ROWS[0], next(row for row in ROWS if row.name == "rerce-fed")):
+        row = everyone(row)
+        honest = run(row, SyntheticClient(KEYS[CULPRIT], number=CULPRIT, examples=33))
+        assert run(row, bad(add)).models == honest.models
+
+
 class TestUnknownClients:
     def test_more_clients_than_declared(self) -> None:
         # The seventh appears later: only the declared six are known by then.

@@ -254,7 +254,7 @@ def test_reports_are_complete(row: Row) -> None:
             assert c.train_loss == 1 / report.server_round
             assert c.update_norm > 0
             assert math.isfinite(c.weight) or c.role == "anchor"
-        assert set(report.seconds) >= {"select", "train", "finish", "evaluate"}
+        assert set(report.seconds) == {"select", "train", "fold", "finish", "evaluate"}
     for report in trace.reports:
         if report.train_metrics["participants"]:
             assert report.train_metrics["train-loss"] == pytest.approx(1 / report.server_round)

@@ -113,6 +113,15 @@ class TestRounds:
         other.start(ScriptedGrid(federation(), lambda _: NODES[:2]), initial(), num_rounds=2)
         assert len(other.clients) == 2
 
+    @pytest.mark.parametrize("row", ROWS, ids=str)
+    def test_a_grid_that_forgets_to_register_a_node(self, row: Any) -> None:
+        grid = KnownClients(federation())
+        grid.registered_ids = lambda: NODES[:4]  # type: ignore[method-assign]
+        log, strategy = Log(), row.strategy(**({"clients_per_round": 3} if "rerce" in row.name else {}))
+        strategy.start(grid, initial(), num_rounds=2, callbacks=[log])
+        assert len(strategy.clients) == len(NODES)
+        assert log.reports[0].train_metrics["rejected"] == 0
+
     def test_more_per_round_than_clients_is_an_error_only_when_all_are_known(self) -> None:
         strategy = RerceFed(clients_per_round=8)
         with pytest.raises(ConfigError, match="only 7 clients are registered"):

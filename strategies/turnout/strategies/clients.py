@@ -42,7 +42,7 @@ class ClientRegistry:
         self._by_node: dict[int, int] = {}
         self._by_client: dict[int, int] = {}
         self._next = 0
-        self._last: object = None
+        self._last: range | None = None
         self._known_examples = 0
         self._known = 0
 
@@ -52,9 +52,10 @@ class ClientRegistry:
 
     def register(self, nodes: Iterable[int], server_round: int) -> list[int]:
         """Enter nodes not seen before and return their rows."""
-        if isinstance(nodes, range) and nodes == self._last:
-            return []  # The usual case, without a pass over every client.
-        self._last = nodes
+        if isinstance(nodes, range):
+            if nodes == self._last:
+                return []  # The usual case, without a pass over every client.
+            self._last = nodes
         return [self._enter(node, server_round) for node in nodes if node not in self._by_node]
 
     def row_of_node(self, node: int) -> int:

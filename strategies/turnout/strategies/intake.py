@@ -115,11 +115,7 @@ class Intake:
         try:
             arrays = records_of(content, ArrayRecord)
             update, peak, norm = self._vector(arrays, instruction)
-            vectors = {
-                name: self._extra(name, record)
-                for name, record in arrays.items()
-                if name not in (keys.ARRAYS, keys.GRADIENT)
-            }
+            vectors = {name: self._extra(name, arrays) for name in instruction.extras}
             buffers = None
             if self._layout.buffers and instruction.reply != "gradient":
                 buffers = self._layout.buffers_of(arrays[keys.ARRAYS])
@@ -155,8 +151,10 @@ class Intake:
         minus = self._sent if instruction.reply == "update" else None
         return self._check(vector, minus, self._staging, name)
 
-    def _extra(self, name: str, record: ArrayRecord) -> NDArray:
-        vector = self._layout.flatten(record, with_buffers=False)
+    def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
+        if name not in arrays:
+            raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
+        vector = self._layout.flatten(arrays[name], with_buffers=False)
         return self._check(vector, None, np.empty_like(vector), name)[0]
 
     def _check(

@@ -25,13 +25,14 @@ class Instruction:
     ``local_update`` names the client's algorithm, ``config`` its numbers, ``vectors`` further records to send
     (flat vectors of shape (P,)). ``reply`` says what the client's vector means to the strategy:
     ``"update"`` (its model minus the one sent), ``"model"`` (its model as it is) or ``"gradient"`` (the
-    record ``gradient``).
+    record ``gradient``). ``extras`` names further records that the reply must have; others are not read.
     """
 
     local_update: str = "sgd"
     config: dict[str, Scalar] = field(default_factory=dict)
     vectors: dict[str, Any] = field(default_factory=dict)
     reply: Literal["update", "model", "gradient"] = "update"
+    extras: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class Reply:
     """One accepted reply, as `StreamingStrategy.fold` receives it.
 
     ``client`` is the client's row: a small integer, stable over rounds. ``update`` has shape (P,) and is only
-    lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are further
-    records of the reply.
+    lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are the
+    further records that the instruction asked for.
     """
 
     client: int

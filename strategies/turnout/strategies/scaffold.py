@@ -46,7 +46,8 @@ class Scaffold(StreamingStrategy):
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Send c to everyone."""
-        instruction = Instruction("scaffold", vectors={keys.CONTROL: self.control})
+        vectors = {keys.CONTROL: self.control}
+        instruction = Instruction("scaffold", vectors=vectors, extras=(keys.CONTROL,))
         return dict.fromkeys(available, instruction)
 
     def check(self, reply: Reply) -> None:

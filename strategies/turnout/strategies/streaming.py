@@ -86,8 +86,10 @@ class StreamingStrategy(Algorithm, Strategy):
         available = list(grid.get_node_ids())
         self.clients.growing = not hasattr(grid, "registered_ids")
         registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
-        self.seconds = {}
+        self.seconds = {"fold": 0.0}
         self.begin_round(server_round, registered)
+        for row in self.clients.register(available, server_round):
+            self.on_register(row, server_round)
         cohort = self.select(server_round, available)
         model = self.layout.record(self.broadcast(), self._buffers.values)
         # Updates are relative to what clients receive, which 16-bit tensors round.
