@@ -54,7 +54,7 @@ OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
         "participation": (*RATES, None),
         "empty_round": ("move", None),
         "max_weight": (0.5, 0, NAN, INF, "2"),
-        "memory": ("rem", "disk", None, 3, "ram:/tmp"),
+        "memory": ("rem", "disk", None, 3, "ram:/data"),
     },
     FedVARP: {"participation": (*RATES, "estimate"), "memory": ("gpu",)},
     MIFA: {"memory": ("fp8",)},

@@ -16,6 +16,7 @@ from turnout.wire import (
     ReplyRejected,
     TurnoutError,
     find,
+    keys,
     methods,
     register,
     registry,
@@ -92,6 +93,12 @@ class TestStrategiesAreRegistered:
         assert entry.summary.endswith(".")
         module = entry.class_path.rpartition(".")[0]
         assert module == f"turnout.strategies.{slug.replace('-', '_')}"
+
+
+def test_names_on_the_wire_are_kebab_case_and_distinct() -> None:
+    names = [value for name, value in vars(keys).items() if name.isupper()]
+    assert len(names) == len(set(names)) > 15
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
 
 
 class TestErrors:

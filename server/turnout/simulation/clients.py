@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Context, Message
 from flwr.app.user_config import UserConfigValue
 from flwr.clientapp import ClientApp
 
-from turnout.simulation.client_state import decode_state, encode_state, isolated
 from turnout.wire.errors import CheckpointError
 from turnout.wire.flower import error_reply, new_context, stamp
+from turnout.wire.record_tree import decode_records, encode_records, isolated
+from turnout.wire.torch_threads import one_torch_thread
 
 
 class LocalClients:
@@ -44,7 +43,7 @@ class LocalClients:
         delivered = copy.copy(message)
         delivered.content = isolated(message.content)
         try:
-            with _one_torch_thread():
+            with one_torch_thread():
                 reply = self._client_app(delivered, context)
             _check_reply(reply, message)
         except (Exception, SystemExit) as error:
@@ -69,14 +68,14 @@ class LocalClients:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every client that has any, by client number. Arrays are shared, not copied."""
         return {
-            str(node): encode_state(self._contexts[node].state)
+            str(node): encode_records(self._contexts[node].state)
             for node in sorted(self._contexts)
             if self._contexts[node].state
         }
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Replace every client's state; raises `CheckpointError` for clients that do not exist here."""
-        states = {int(node): decode_state(state) for node, state in tree.items()}
+        states = {int(node): decode_records(state) for node, state in tree.items()}
         strangers = [node for node in states if not 0 <= node < self.num_clients]
         if strangers:
             raise CheckpointError(
@@ -112,18 +111,3 @@ def _own_traceback(error: BaseException) -> str:
     if frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Give PyTorch one thread on this thread: their number changes the order of its sums, so the bits."""
-    torch = sys.modules.get("torch")
-    threads = 1 if torch is None else torch.get_num_threads()
-    if torch is None or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

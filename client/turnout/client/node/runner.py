@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from turnout.wire.flower import new_context, request
 from turnout.wire.record_tree import isolated
+from turnout.wire.torch_threads import one_torch_thread
 from turnout.wire.work import DecodedWork
 
 
@@ -51,7 +50,7 @@ def run_app(
         message_id=f"{work.group}-{client}",
     )
     try:
-        with _one_torch_thread():
+        with one_torch_thread():
             answer = app(asked, context)
         if not isinstance(answer, Message):
             raise TypeError(f"the ClientApp returned {type(answer).__name__}, not a Message.")
@@ -64,18 +63,3 @@ def run_app(
         shown = "".join(traceback.format_exception(type(error), error, frames))
         raise AppFailed(f"client {client} raised in round {work.server_round}:\n{shown}") from error
     return answer.content, context.state
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Give PyTorch one thread on this thread: their number changes the order of its sums, so the bits."""
-    torch = sys.modules.get("torch")
-    threads = 1 if torch is None else torch.get_num_threads()
-    if torch is None or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
