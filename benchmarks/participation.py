@@ -29,6 +29,7 @@ import numpy as np
 from rich.progress import Progress
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "results"
+BEGIN, END = "<!-- table: written by --publish -->", "<!-- end of table -->"
 CLIENTS = 100
 MODELS = ("bernoulli", "markov", "cyclic")
 TUNING_SEED = 1000
@@ -222,9 +223,9 @@ def plot(done: dict[Job, dict[str, Any]], best: dict[str, Any], stem: Path) -> N
     """Draw accuracy over rounds, one panel per participation model: mean and range over seeds."""
     from turnout.server.plots.style import new_figure, palette, plot_style, save_figure, series_style
 
-    shown = ["fedavg", "fedau", "fedstale", "fedamd", "rerce-fed", "mifa", "unbiased-fedavg"]
+    shown = ["fedavg", "fedau", "fedstale", "fedamd", "rerce-fed", "mifa", "scaffold"]
     with plot_style():
-        figure = new_figure(12.5, 4.2)
+        figure = new_figure(13.5, 4.2)
         panels = figure.subplots(1, len(MODELS), sharey=True)
         for axes, participation in zip(panels, MODELS, strict=True):
             for index, name in enumerate(shown):
@@ -245,7 +246,7 @@ def plot(done: dict[Job, dict[str, Any]], best: dict[str, Any], stem: Path) -> N
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         panels[0].set_ylabel("test accuracy (mean of seeds; band: range)")
         panels[0].set_ylim(bottom=0.3)
-        panels[-1].legend(loc="lower right", fontsize=8.5)
+        panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
         for axes in panels:
             axes.tick_params(colors=palette()["ink"])
         save_figure(figure, stem)
@@ -280,9 +281,9 @@ def main() -> None:
     plot(done, best, stem)
     print(f"plot: {stem}.svg")
     if options.publish:
-        sizes = f"--rounds {options.rounds} --seeds {options.seeds} --model {options.model}"
-        note = f"<!-- written by: python benchmarks/participation.py {sizes} --publish -->"
-        (DOCS / "participation-table.md").write_text(f"{note}\n\n{text}\n")
+        page = DOCS / "participation.md"
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":
