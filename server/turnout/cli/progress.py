@@ -1,8 +1,12 @@
-"""Live progress of runs: one line per run that moves on a terminal, plain lines elsewhere."""
+"""Live progress of runs: one line per run that moves on a terminal, plain lines elsewhere.
+
+Elsewhere rounds get a line each, unless they are shorter than half a second: then at most two lines a second.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH: Final = 24
 _SHOWN_FAILURES: Final = 3
+_LINE_SECONDS: Final = 0.5
 
 
 class RunProgress(Callback):
@@ -45,6 +50,7 @@ class RunProgress(Callback):
         self._failures = 0
         self._clients = num_clients
         self._last = 0
+        self._said = -math.inf
 
     def __enter__(self) -> RunProgress:
         self._progress.start()
@@ -87,7 +93,8 @@ class RunProgress(Callback):
                 numbers=f"{numbers}  [dim]{people}[/]",
                 curve=sparkline(self._curve),
             )
-        else:
+        elif time.monotonic() - self._said >= _LINE_SECONDS or report.server_round == self._last:
+            self._said = time.monotonic()
             seconds = sum(
                 report.seconds.get(phase, 0.0) for phase in ("select", "train", "finish", "evaluate")
             )
