@@ -98,9 +98,11 @@ class Algorithm:
         return float(reply.num_examples) if self.client_weights == "examples" else 1.0
 
     def step(self, direction: Any) -> Any:
-        """Return ``x + server_lr * direction`` in the model's precision."""
-        xp = array_namespace(self.x)
-        return xp.astype(self.x + self.server_lr * direction, self.x.dtype)
+        """Return ``x + server_lr * direction`` in the model's precision; ``direction`` is used up."""
+        if self.server_lr != 1.0:
+            direction *= self.server_lr
+        direction += self.x
+        return array_namespace(self.x).astype(direction, self.x.dtype)
 
     def rng(self, server_round: int, purpose: int = 0) -> np.random.Generator:
         """Return a generator that depends on the seed, the round and the purpose only."""

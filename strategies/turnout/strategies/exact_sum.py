@@ -93,11 +93,16 @@ class ExactSum:
                 accumulator += rounded
                 term = term - rounded
 
-    def value(self) -> Any:
-        """Return the sum as a new float64 vector."""
-        total = _zeros(self._like)
-        for level in sorted(self._sums):
-            total += self._sums[level]
+    def value(self, divisor: float = 1.0) -> Any:
+        """Return the sum, divided by ``divisor``, as a new float64 vector."""
+        if not self._sums:
+            return _zeros(self._like)
+        lowest, *others = (self._sums[level] for level in sorted(self._sums))
+        total = array_namespace(lowest).asarray(lowest, copy=True)
+        for part in others:
+            total += part
+        if divisor != 1.0:
+            total /= divisor
         return total
 
     def _accumulator(self, level: int) -> Any:

@@ -106,7 +106,7 @@ class FedAMD(StreamingStrategy):
     def finish(self, server_round: int) -> Any:
         """Step along the miners' mean update (none: x stays bit for bit) and take over the new gradients."""
         self.bullseyes.commit(server_round)
-        return self.step(self.sum.value() / self._miners) if self._miners else self.x
+        return self.step(self.sum.value(self._miners)) if self._miners else self.x
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers of miners, anchors and cached bullseyes."""

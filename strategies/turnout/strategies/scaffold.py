@@ -73,4 +73,4 @@ class Scaffold(StreamingStrategy):
         xp = array_namespace(self.x)
         moved = self.control + self._change.value() / len(self.clients)
         self.control = xp.astype(moved, self.x.dtype)
-        return self.step(self.sum.value() / self._came)
+        return self.step(self.sum.value(self._came))
