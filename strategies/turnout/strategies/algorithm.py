@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,7 @@ log = logging.getLogger("turnout.strategies")
 
 
 @dataclass(kw_only=True)
-class Algorithm:
+class Algorithm(ABC):
     """Base class of the algorithms; its fields are common to all of them.
 
     num_clients
@@ -71,13 +72,13 @@ class Algorithm:
     def check(self, reply: Reply) -> None:
         """Raise `ReplyRejected` if ``reply`` lacks what the algorithm needs; nothing has been folded yet."""
 
+    @abstractmethod
     def fold(self, reply: Reply) -> float:
         """Fold one reply into the round and return its weight, to be divided by `normaliser`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, server_round: int) -> Any:
         """Return the new global model from what was folded, which may be nothing."""
-        raise NotImplementedError
 
     def normaliser(self) -> float:
         """Return what the weighted sum is divided by. Default: the objective's total weight (N, or n)."""
