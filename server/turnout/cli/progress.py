@@ -1,15 +1,18 @@
 """Live progress of runs: one line per run that moves on a terminal, plain lines elsewhere.
 
-Elsewhere rounds get a line each, unless they are shorter than half a second: then at most two lines a second.
+Elsewhere rounds get a line each, unless they are shorter than half a second: then two a second at most.
+Ctrl-C ends the run when the round in progress is committed; pressed again, it ends it at once.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,15 +54,28 @@ class RunProgress(Callback):
         self._clients = num_clients
         self._last = 0
         self._said = -math.inf
+        self._stopping = False
+        self._previous_handler: Any = None
 
     def __enter__(self) -> RunProgress:
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
         self._progress.start()
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
         self._progress.stop()
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Only note the first Ctrl-C: an exception raised wherever the program is might get lost."""
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
 
     def begin(self, label: str, *, num_clients: int) -> None:
         """Start the line of the next run."""
@@ -103,6 +119,8 @@ class RunProgress(Callback):
                 f"{people}  {seconds:.2f} s",
                 markup=False,
             )
+        if self._stopping:
+            raise KeyboardInterrupt
 
     def _tell_failures(self, report: RoundReport) -> None:
         for client in report.clients:
