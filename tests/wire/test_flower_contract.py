@@ -21,9 +21,11 @@ from turnout.wire.flower import (
     CLIENT_APP_RAISED,
     LazyArray,
     NodeInfo,
+    array_record,
     error_reply,
     local_run,
     new_context,
+    record_dict,
     records_of,
     reply,
     request,
@@ -124,6 +126,25 @@ class TestMessages:
         assert context.state is state
         assert (context.node_id, context.node_config["partition-id"], context.run_config["lr"]) == (9, 3, 0.1)
         assert len(new_context(node_id=1, node_config={}).state) == 0
+
+    def test_records_made_directly_equal_those_made_by_flower(self) -> None:
+        arrays = {"w": as_array(np.arange(3.0)), "b": as_array(np.zeros(()))}
+        ours, theirs = array_record(arrays), ArrayRecord()
+        for name, array in arrays.items():
+            theirs[name] = array
+        assert ours == theirs
+        assert list(ours) == list(theirs)
+        assert ours.object_id == theirs.object_id
+        ours["new"] = as_array(np.ones(2))
+        assert "new" in ours
+        with pytest.raises(TypeError):
+            ours[3] = as_array(np.ones(2))  # type: ignore[index]
+        records = {"arrays": theirs, "m": MetricRecord({"a": 1})}
+        assert record_dict(records) == RecordDict(dict(records))
+        assert record_dict(records).object_id == RecordDict(dict(records)).object_id
+        copied = record_dict(records).copy()
+        del copied["m"]
+        assert set(records) == {"arrays", "m"}
 
     def test_records_of_one_kind(self) -> None:
         records = content()

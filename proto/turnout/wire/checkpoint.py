@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
     """Write ``tree`` (nested mappings of ndarrays, numbers, strings, booleans, None and lists) to ``path``.
 
     The file appears complete and synced to disk, or the one that was there stays. Raises `CheckpointError`
-    for a leaf that cannot be stored, naming it, and OSError when the disk refuses.
+    for a leaf that cannot be stored, naming it, and OSError when the disk refuses, naming file and size.
     """
     path = Path(path)
     arrays: dict[str, NDArray] = {}
@@ -76,10 +77,13 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise unwritten(error, path, 8 + len(raw) + offset) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -122,6 +126,13 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unwritten(error: OSError, path: Path, size: int) -> OSError:
+    """Return ``error`` with the file and the ``size`` in bytes that could not be made durable."""
+    free = shutil.disk_usage(path.parent).free
+    reason = f"{error.strerror} ({size} bytes were to be written, {free} are free)"
+    return OSError(error.errno, reason, str(path))
 
 
 def _describe(node: Any, name: str, arrays: dict[str, NDArray]) -> Any:

@@ -74,7 +74,15 @@ def split_frames(batch: pb.Batch, kind: type[M]) -> Iterator[M]:
 
 def chunk_frames(payload_id: int, pieces: Iterable[memoryview]) -> Iterator[bytes]:
     """Cut the concatenation of ``pieces`` into frames of `CHUNK_BYTES`, copying each byte once."""
-    offset, held, waiting = 0, 0, list[memoryview]()
+    offset = 0
+    for chunk in cut_chunks(pieces):
+        yield encode_chunk(payload_id, offset, chunk)
+        offset += len(chunk)
+
+
+def cut_chunks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Cut the concatenation of ``pieces`` (bytes) into chunks; views, where one lies within a piece."""
+    held, waiting = 0, list[memoryview]()
     for piece in pieces:
         while len(piece):
             part = piece[: CHUNK_BYTES - held]
@@ -82,15 +90,14 @@ def chunk_frames(payload_id: int, pieces: Iterable[memoryview]) -> Iterator[byte
             waiting.append(part)
             held += len(part)
             if held == CHUNK_BYTES:
-                yield _joined(payload_id, offset, waiting)
-                offset, held, waiting = offset + held, 0, []
+                yield _joined(waiting)
+                held, waiting = 0, []
     if held:
-        yield _joined(payload_id, offset, waiting)
+        yield _joined(waiting)
 
 
-def _joined(payload_id: int, offset: int, parts: list[memoryview]) -> bytes:
-    data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-    return encode_chunk(payload_id, offset, data)
+def _joined(parts: list[memoryview]) -> memoryview:
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 def decode_client(raw: bytes) -> Chunk | pb.ClientMessage:

@@ -19,16 +19,19 @@ class Outbox:
     a frame costs the event loop more than a message.
     """
 
+    __slots__ = ("_closed", "_long", "_short", "_waiter")
+
     def __init__(self) -> None:
+        # A server has thousands of these: one deque each, and no Event, whose waiters are another.
         self._short: deque[bytes] = deque()
-        self._long: deque[Iterator[bytes]] = deque()
-        self._wake = asyncio.Event()
+        self._long: list[Iterator[bytes]] = []
+        self._waiter: asyncio.Future[None] | None = None
         self._closed = False
 
     def send(self, frame: bytes) -> None:
         """Send one frame before all payloads."""
         self._short.append(frame)
-        self._wake.set()
+        self.flush()
 
     def send_later(self, frame: bytes) -> None:
         """Send one frame with the next one, or after `flush`."""
@@ -36,17 +39,18 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what waits."""
-        self._wake.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def stream(self, frames: Iterable[bytes]) -> None:
         """Send ``frames`` behind the payloads that wait already; they are made one by one."""
         self._long.append(iter(frames))
-        self._wake.set()
+        self.flush()
 
     def close(self) -> None:
         """End `run` once the short messages are sent; payloads are given up."""
         self._closed = True
-        self._wake.set()
+        self.flush()
 
     async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         """Write frames as they come until `close`, never faster than the peer reads."""
@@ -57,8 +61,9 @@ class Outbox:
             elif self._closed:
                 return
             else:
-                self._wake.clear()
-                await self._wake.wait()
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+                self._waiter = None
 
     def _next(self) -> bytes | None:
         if self._short:
@@ -69,7 +74,7 @@ class Outbox:
             frame = next(self._long[0], None)
             if frame is not None:
                 return frame
-            self._long.popleft()
+            del self._long[0]
         return None
 
     def _joined(self) -> bytes:

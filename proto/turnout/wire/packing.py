@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import BF16_STYPE, NDArray, as_array, view
 from turnout.wire.errors import LayoutError
-from turnout.wire.flower import NUMPY_STYPE
+from turnout.wire.flower import NUMPY_STYPE, array_record, dtype_name
 
 _ITEM_BYTES: Final = {
     "float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4,
@@ -30,6 +30,7 @@ _MAX_ARRAYS: Final = 65_536
 _MAX_DIMENSIONS: Final = 32
 _MAX_NAME: Final = 512
 _MAX_SHOWN: Final = 64
+_KEPT_BYTES: Final = 256 << 10
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError(
@@ -108,6 +109,11 @@ class BlockLayout:
     @classmethod
     def parse(cls, message: pb.Layout) -> BlockLayout:
         """Return the layout that a peer declared. Raises `LayoutError` for one that cannot be."""
+        raw = message.SerializeToString()
+        return _parsed(raw) if len(raw) <= _KEPT_BYTES else cls._parse(message)
+
+    @classmethod
+    def _parse(cls, message: pb.Layout) -> BlockLayout:
         if len(message.arrays) > _MAX_ARRAYS:
             raise LayoutError(f"layout has {len(message.arrays)} arrays, at most {_MAX_ARRAYS} are allowed.")
         specs = tuple(BlockSpec(a.name, a.dtype, tuple(a.shape), a.stype, a.size) for a in message.arrays)
@@ -115,6 +121,18 @@ class BlockLayout:
         for spec in specs:
             _check(spec, seen)
         return cls(specs)
+
+
+@lru_cache(maxsize=32)
+def _parsed(raw: bytes) -> BlockLayout:
+    """Peers name the same few layouts again and again."""
+    return BlockLayout._parse(pb.Layout.FromString(raw))
+
+
+@lru_cache(maxsize=32)
+def _layout(specs: tuple[BlockSpec, ...]) -> BlockLayout:
+    """Return one object for equal layouts, which then work out their digest once."""
+    return BlockLayout(specs)
 
 
 def pack(record: Mapping[str, Array]) -> tuple[BlockLayout, list[memoryview]]:
@@ -128,7 +146,7 @@ def pack(record: Mapping[str, Array]) -> tuple[BlockLayout, list[memoryview]]:
         _check(spec, seen)
         specs.append(spec)
         contents.append(content)
-    layout, pieces, end = BlockLayout(tuple(specs)), list[memoryview](), 0
+    layout, pieces, end = _layout(tuple(specs)), list[memoryview](), 0
     for spec, begin, content in zip(layout.specs, layout.offsets, contents, strict=True):
         if begin > end:
             pieces.append(memoryview(bytes(begin - end)))
@@ -140,14 +158,14 @@ def pack(record: Mapping[str, Array]) -> tuple[BlockLayout, list[memoryview]]:
 
 def unpack(layout: BlockLayout, block: NDArray) -> ArrayRecord:
     """Return the arrays that lie in ``block`` (uint8, shape (layout.size,)), as read-only views of it."""
-    record = ArrayRecord()
+    arrays: dict[str, Array] = {}
     for spec, begin in zip(layout.specs, layout.offsets, strict=True):
         raw = block[begin : begin + spec.size]
         if spec.stype == NUMPY_STYPE:
-            record[spec.name] = as_array(raw.view(spec.dtype).reshape(spec.shape))
+            arrays[spec.name] = as_array(raw.view(spec.dtype).reshape(spec.shape))
         else:
-            record[spec.name] = Array(spec.dtype, spec.shape, spec.stype, raw.tobytes())
-    return record
+            arrays[spec.name] = Array(spec.dtype, spec.shape, spec.stype, raw.tobytes())
+    return array_record(arrays)
 
 
 def differing(expected: BlockLayout, got: BlockLayout) -> str | None:
@@ -177,7 +195,7 @@ def _content(name: str, array: Array) -> tuple[BlockSpec, memoryview]:
     content: np.ndarray[Any, Any] = np.ascontiguousarray(view(array))
     if content.dtype.byteorder == ">":
         content = content.astype(content.dtype.newbyteorder("<"))
-    spec = BlockSpec(name, content.dtype.name, tuple(array.shape), NUMPY_STYPE, content.nbytes)
+    spec = BlockSpec(name, dtype_name(content.dtype), tuple(array.shape), NUMPY_STYPE, content.nbytes)
     return spec, content.reshape(-1).view(np.uint8).data
 
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from turnout.wire.arrays import as_array, view
 from turnout.wire.errors import CheckpointError
-from turnout.wire.flower import NUMPY_STYPE
+from turnout.wire.flower import NUMPY_STYPE, array_record, record_dict
 
 
 def isolated(content: RecordDict) -> RecordDict:
@@ -17,10 +17,7 @@ def isolated(content: RecordDict) -> RecordDict:
 
     Arrays are shared, since they are never changed in place.
     """
-    copy = content.copy()
-    for key, record in content.items():
-        copy[key] = record.copy()
-    return copy
+    return record_dict({key: record.copy() for key, record in content.items()})
 
 
 def encode_records(content: RecordDict) -> list[list[Any]]:
@@ -48,10 +45,7 @@ def _encode_record(key: str, record: ArrayRecord | MetricRecord | ConfigRecord) 
 
 def _decode_record(kind: str, items: list[list[Any]]) -> ArrayRecord | MetricRecord | ConfigRecord:
     if kind == "arrays":
-        record = ArrayRecord()  # Filled one by one: the constructor would encode every array.
-        for name, value in items:
-            record[name] = _decode_array(value)
-        return record
+        return array_record({name: _decode_array(value) for name, value in items})
     values = {name: _decode_value(value) for name, value in items}
     if kind == "metrics":
         return MetricRecord(values)

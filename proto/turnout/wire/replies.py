@@ -10,11 +10,13 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire import keys
 from turnout.wire.arrays import NDArray
+from turnout.wire.checksums import checksum
 from turnout.wire.errors import LayoutError
+from turnout.wire.flower import record_dict
 from turnout.wire.packing import BlockLayout, pack, unpack
 from turnout.wire.scalars import decode_scalars, encode_scalars
-from turnout.wire.work import checksum
 
 INLINE_BYTES: Final = 16 << 10
 """A reply's body up to this size comes with its head and needs no upload slot."""
@@ -32,6 +34,7 @@ class EncodedReply:
     pieces: tuple[memoryview, ...]
     size: int
     checksum: int
+    num_examples: int | None = None
 
 
 def encode_reply(content: RecordDict, layouts: Mapping[bytes, BlockLayout]) -> EncodedReply:
@@ -40,6 +43,7 @@ def encode_reply(content: RecordDict, layouts: Mapping[bytes, BlockLayout]) -> E
     Raises `LayoutError` for content that cannot travel.
     """
     head, pieces, end = pb.ReplyHead(), list[memoryview](), 0
+    examples: int | None = None
     for name, record in content.items():
         entry = head.records.add(name=name)
         if isinstance(record, ArrayRecord):
@@ -55,9 +59,11 @@ def encode_reply(content: RecordDict, layouts: Mapping[bytes, BlockLayout]) -> E
             end = begin + layout.size
         elif isinstance(record, MetricRecord):
             entry.metrics.CopyFrom(encode_scalars(record))
+            said = record.get(keys.NUM_EXAMPLES)
+            examples = said if isinstance(said, int) else examples
         else:
             entry.config.CopyFrom(encode_scalars(record))
-    return EncodedReply(head.SerializeToString(), tuple(pieces), end, checksum(pieces))
+    return EncodedReply(head.SerializeToString(), tuple(pieces), end, checksum(pieces), examples)
 
 
 def encode_failure(reason: str) -> EncodedReply:
@@ -85,14 +91,14 @@ class ReplyPlan:
 
     def content(self, body: NDArray) -> RecordDict:
         """Return the reply's records as views of ``body``."""
-        content = RecordDict()
+        records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
         for name in self.order:
             if name in self.blocks:
                 layout, base = self.blocks[name]
-                content[name] = unpack(layout, body[base : base + layout.size])
+                records[name] = unpack(layout, body[base : base + layout.size])
             else:
-                content[name] = self.scalars[name]
-        return content
+                records[name] = self.scalars[name]
+        return record_dict(records)
 
 
 def parse_reply(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import NDArray
+from turnout.wire.checksums import checksum
 from turnout.wire.errors import LayoutError
-from turnout.wire.framing import CHUNK_BYTES, chunk_frames
+from turnout.wire.flower import record_dict
+from turnout.wire.framing import chunk_frames
 from turnout.wire.packing import BlockLayout, pack, unpack
 from turnout.wire.scalars import decode_scalars, encode_scalars
 
@@ -131,7 +132,7 @@ def decode_work(work: pb.Work, payload: Callable[[int], NDArray]) -> DecodedWork
 
     Raises `LayoutError` for what does not fit together, a wrong checksum included.
     """
-    content = RecordDict()
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
     layouts: dict[bytes, BlockLayout] = {}
     for record in work.records:
         kind = record.WhichOneof("kind")
@@ -142,12 +143,12 @@ def decode_work(work: pb.Work, payload: Callable[[int], NDArray]) -> DecodedWork
             if layout.size != len(raw) or checksum([raw.data]) != block.checksum:
                 raise LayoutError(f"record {record.name[:64]!r} arrived damaged: size or checksum differ.")
             layouts[block.layout_digest] = layout
-            content[record.name] = unpack(layout, raw)
+            records[record.name] = unpack(layout, raw)
         elif kind == "metrics":
-            content[record.name] = MetricRecord(decode_scalars(record.metrics))
+            records[record.name] = MetricRecord(decode_scalars(record.metrics))
         else:
-            content[record.name] = ConfigRecord(decode_scalars(record.config))
-    return DecodedWork(work.message_type, work.group, work.server_round, content, layouts)
+            records[record.name] = ConfigRecord(decode_scalars(record.config))
+    return DecodedWork(work.message_type, work.group, work.server_round, record_dict(records), layouts)
 
 
 def aligned_copy(data: bytes) -> NDArray:
@@ -155,12 +156,3 @@ def aligned_copy(data: bytes) -> NDArray:
     block: np.ndarray[Any, Any] = np.empty(len(data), np.uint8)
     block[:] = np.frombuffer(data, np.uint8)
     return block
-
-
-def checksum(pieces: list[memoryview]) -> int:
-    """Return the CRC-32 over the concatenation of ``pieces``."""
-    value = 0
-    for piece in pieces:
-        for at in range(0, len(piece), CHUNK_BYTES):
-            value = zlib.crc32(piece[at : at + CHUNK_BYTES], value)
-    return value

@@ -12,17 +12,17 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.app.user_config import UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from turnout.simulation.clients import LocalClients, reply_id
 from turnout.simulation.executors import make_executor
 from turnout.simulation.participation import Always, Mask, ParticipationModel
 from turnout.simulation.probabilities import check_num_clients, check_seed
 from turnout.wire.errors import ConfigError
-from turnout.wire.flower import NODE_UNAVAILABLE, Run, ensure_identity, error_reply, local_run, request, stamp
+from turnout.wire.flower import NODE_UNAVAILABLE, error_reply, stamp
+from turnout.wire.grid import LocalRunGrid
 
 _MOST_SKIPPED_ROUNDS: Final = 10_000
 
@@ -39,7 +39,7 @@ class Tally:
     """Training requests to clients that did not take part in that round."""
 
 
-class LocalGrid(Grid):
+class LocalGrid(LocalRunGrid):
     """Runs a Flower ``ClientApp`` for ``num_clients`` clients inside this process.
 
     Node id, partition id and client id are the same number, 0 to ``num_clients - 1``. ``participation``
@@ -83,6 +83,7 @@ class LocalGrid(Grid):
         min_available_nodes: int = 2,
         buffer_replies: bool = False,
     ) -> None:
+        super().__init__()
         self.num_clients = check_num_clients(num_clients)
         self.participation = Always(self.num_clients) if participation is None else participation
         if self.participation.num_clients != self.num_clients:
@@ -104,8 +105,6 @@ class LocalGrid(Grid):
         self._available: tuple[int, Mask] | None = None
         self._pushed: dict[str, Message] = {}
         self._message_numbers = itertools.count(1)
-        self._run = local_run()
-        ensure_identity()  # Stock strategies make their messages themselves.
 
     @property
     def tally(self) -> Tally:
@@ -157,29 +156,6 @@ class LocalGrid(Grid):
                 )
 
     # Messages.
-
-    def set_run(self, run: Run) -> None:
-        """Set the run that this grid operates in."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid operates in."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message from the server to ``dst_node_id``; ``ttl`` is in seconds."""
-        message = request(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
-        if ttl is not None:
-            message.metadata.ttl = ttl
-        return message
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Accept messages and return their ids; the clients run when the replies are pulled."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from turnout.strategies.array_api import array_namespace
 from turnout.strategies.checks import choice, number, whole_number
 from turnout.strategies.clients import ClientRegistry
 from turnout.strategies.exact_sum import ExactSum, peak

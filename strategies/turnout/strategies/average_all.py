@@ -23,4 +23,4 @@ class AverageAll(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the sum divided by N."""
-        return self.step(self.sum.value(self.normaliser()))
+        return self.step(self.sum.drain(self.normaliser()))

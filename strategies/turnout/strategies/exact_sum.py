@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from turnout.strategies.array_api import array_namespace
 from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.wire.arrays import NDArray
 
@@ -97,10 +97,24 @@ class ExactSum:
         """Return the sum, divided by ``divisor``, as a new float64 vector."""
         if not self._sums:
             return _zeros(self._like)
-        lowest, *others = (self._sums[level] for level in sorted(self._sums))
-        total = array_namespace(lowest).asarray(lowest, copy=True)
-        for part in others:
-            total += part
+        lowest = self._sums[min(self._sums)]
+        return self._total(array_namespace(lowest).asarray(lowest, copy=True), divisor)
+
+    def drain(self, divisor: float = 1.0) -> Any:
+        """Return the same as `value`, but in memory that the next `add` takes back; the sum is empty then.
+
+        Fresh memory for a large model costs more time than adding it up.
+        """
+        if not self._sums:
+            return _zeros(self._like)
+        total = self._total(self._sums[min(self._sums)], divisor)
+        self.reset()
+        return total
+
+    def _total(self, total: Any, divisor: float) -> Any:
+        """Add the other accumulators to ``total``, which holds the lowest."""
+        for level in sorted(self._sums)[1:]:
+            total += self._sums[level]
         if divisor != 1.0:
             total /= divisor
         return total

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from array_api_compat import array_namespace
-
+from turnout.strategies.array_api import array_namespace
 from turnout.strategies.checks import choice, number, unused, whole_number
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
@@ -106,7 +105,7 @@ class FedAMD(StreamingStrategy):
     def finish(self, server_round: int) -> Any:
         """Step along the miners' mean update (none: x stays bit for bit) and take over the new gradients."""
         self.bullseyes.commit(server_round)
-        return self.step(self.sum.value(self._miners)) if self._miners else self.x
+        return self.step(self.sum.drain(self._miners)) if self._miners else self.x
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers of miners, anchors and cached bullseyes."""

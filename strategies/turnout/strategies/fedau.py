@@ -58,7 +58,7 @@ class FedAU(StreamingStrategy):
     def finish(self, server_round: int) -> Any:
         """Step along the weighted sum over N, then let the estimator see who came."""
         self.estimator.observe(server_round, self._used)
-        return self.step(self.sum.value(self.normaliser()))
+        return self.step(self.sum.drain(self.normaliser()))
 
     def diagnostics(self) -> dict[str, float]:
         """Largest omega used, and the effective weight sum omega / N, whose mean should approach 1."""

@@ -48,4 +48,4 @@ class FedAvg(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the participants' mean update; nobody came: no move."""
-        return self.step(self.sum.value(self._total)) if self._total else self.x
+        return self.step(self.sum.drain(self._total)) if self._total else self.x

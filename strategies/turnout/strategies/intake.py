@@ -14,7 +14,7 @@ from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys
-from turnout.wire.flower import records_of
+from turnout.wire.flower import REPLY_REFUSED, records_of
 
 # A block's sum of squares of such values still is a finite float32, and no honest model comes near.
 _LARGEST: Final = 1e16
@@ -26,7 +26,7 @@ _MAX_METRICS: Final = 256
 
 @dataclass(slots=True)
 class Parcel:
-    """A checked reply. ``update`` lives in the intake's buffer until the next `Intake.open`."""
+    """A checked reply. ``update`` and ``vectors`` live in the intake's buffers until the next `open`."""
 
     client: int
     update: NDArray
@@ -46,10 +46,19 @@ class Parcel:
 
 
 class Intake:
-    """Checks the replies of one round against the layout and against what was asked."""
+    """Checks the replies of one round against the layout and against what was asked.
+
+    ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
+    over fresh memory takes several times as long as the check itself.
+    """
 
     def __init__(
-        self, layout: ParameterLayout, sent: NDArray, cohort: Mapping[int, Instruction], server_round: int
+        self,
+        layout: ParameterLayout,
+        sent: NDArray,
+        cohort: Mapping[int, Instruction],
+        server_round: int,
+        buffers: dict[str, NDArray] | None = None,
     ) -> None:
         self._layout = layout
         self._sent = sent
@@ -58,7 +67,7 @@ class Intake:
         self._answered: set[int] = set()
         self._claimed: set[int] = set()
         self._asked: list[Metadata] = []
-        self._staging = np.empty_like(sent)
+        self._buffers = {} if buffers is None else buffers
 
     def role(self, node: int) -> str:
         """Return the local update that ``node`` was asked for."""
@@ -105,7 +114,11 @@ class Intake:
             raise ReplyRejected("duplicate", f"node {node} replied twice.")
         self._answered.add(node)
         if message.has_error():
-            raise ReplyRejected("client-error", message.error.reason or f"error code {message.error.code}")
+            error = message.error
+            if error.code == REPLY_REFUSED:
+                slug, _, detail = (error.reason or "refused").partition(": ")
+                raise ReplyRejected(slug, detail)
+            raise ReplyRejected("client-error", error.reason or f"error code {error.code}")
         content = message.content
         metrics = read_metrics(content)
         examples = _whole(metrics, keys.NUM_EXAMPLES, 1, _MAX_EXAMPLES)
@@ -149,13 +162,18 @@ class Intake:
         record = arrays[name]
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         minus = self._sent if instruction.reply == "update" else None
-        return self._check(vector, minus, self._staging, name)
+        return self._check(vector, minus, self._buffer(keys.ARRAYS), name)
 
     def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
         if name not in arrays:
             raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
         vector = self._layout.flatten(arrays[name], with_buffers=False)
-        return self._check(vector, None, np.empty_like(vector), name)[0]
+        return self._check(vector, None, self._buffer(name), name)[0]
+
+    def _buffer(self, name: str) -> NDArray:
+        if name not in self._buffers:
+            self._buffers[name] = np.empty_like(self._sent)
+        return self._buffers[name]
 
     def _check(
         self, vector: NDArray, minus: NDArray | None, out: NDArray, name: str

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from turnout.strategies.array_api import array_namespace
 from turnout.wire.errors import CheckpointError, ConfigError, unknown_name
 from turnout.wire.registry import methods, register
 

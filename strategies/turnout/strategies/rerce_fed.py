@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
-
 from turnout.strategies.admm import ScheduledADMM
+from turnout.strategies.array_api import array_namespace
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.rounds import Instruction, Reply

@@ -41,7 +41,7 @@ class Reply:
 
     ``client`` is the client's row: a small integer, stable over rounds. ``update`` has shape (P,) and is only
     lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are the
-    further records that the instruction asked for.
+    further records that the instruction asked for, lent as well.
     """
 
     client: int
@@ -58,7 +58,9 @@ class ClientReport:
 
     ``client`` is its id. ``weight`` is its share of the round's step before the server's learning rate
     (NaN if it had none), ``staleness`` the rounds since it last took part (0 the first time),
-    ``update_norm`` the Euclidean norm of its update.
+    ``update_norm`` the Euclidean norm of its update. ``metrics`` are the scalars that came with the reply.
+    An engine that numbers its requests sets ``task`` and ``attempt``, and ``reply_crc32`` to the CRC-32 of
+    the reply's arrays as they travelled.
     """
 
     client: int
@@ -71,6 +73,10 @@ class ClientReport:
     train_seconds: float = float("nan")
     update_norm: float = float("nan")
     role: str = "sgd"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    task: int = 0
+    attempt: int = 0
+    reply_crc32: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

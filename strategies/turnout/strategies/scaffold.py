@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
-
+from turnout.strategies.array_api import array_namespace
 from turnout.strategies.checks import unused
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.rounds import Instruction, Reply
@@ -73,4 +72,4 @@ class Scaffold(StreamingStrategy):
         xp = array_namespace(self.x)
         moved = self.control + self._change.value() / len(self.clients)
         self.control = xp.astype(moved, self.x.dtype)
-        return self.step(self.sum.value(self._came))
+        return self.step(self.sum.drain(self._came))

@@ -22,7 +22,7 @@ from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
 from turnout.strategies.rounds import Callback, ClientReport, Instruction
-from turnout.wire import CheckpointError, ParameterLayout, ReplyRejected, keys, view
+from turnout.wire import CheckpointError, NDArray, ParameterLayout, ReplyRejected, keys, view
 from turnout.wire.flower import request
 
 log = logging.getLogger("turnout.strategies")
@@ -68,6 +68,7 @@ class StreamingStrategy(Algorithm, Strategy):
         """Take ``arrays`` as the initial model."""
         self._layout = ParameterLayout.from_arrays(arrays)
         self._buffers = BufferMean(self._layout, self._layout.buffers_of(arrays))
+        self._lent: dict[str, NDArray] = {}
         self.prepare(self._layout.flatten(arrays).copy())
 
     def arrays(self) -> ArrayRecord:
@@ -93,7 +94,8 @@ class StreamingStrategy(Algorithm, Strategy):
         cohort = self.select(server_round, available)
         model = self.layout.record(self.broadcast(), self._buffers.values)
         # Updates are relative to what clients receive, which 16-bit tensors round.
-        self._intake = Intake(self.layout, self.layout.flatten(model), cohort, server_round)
+        sent = self.layout.flatten(model)
+        self._intake = Intake(self.layout, sent, cohort, server_round, self._lent)
         self._buffers.reset()
         messages = list(self._requests(server_round, model, cohort, config))
         self._intake.asked(messages)
@@ -151,7 +153,7 @@ class StreamingStrategy(Algorithm, Strategy):
                 self._refuse(node, refused)
                 continue
             report.train_loss, report.train_seconds = parcel.loss, parcel.seconds
-            report.update_norm = parcel.norm
+            report.update_norm, report.metrics = parcel.norm, parcel.metrics
             if parcel.buffers is not None:
                 self._buffers.add(parcel.buffers)
             metrics.append((report.client, parcel.num_examples, parcel.metrics))

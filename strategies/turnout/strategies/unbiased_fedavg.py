@@ -50,4 +50,4 @@ class UnbiasedFedAvg(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the weighted sum; nobody came: the sum is zero."""
-        return self.step(self.sum.value(self.normaliser()))
+        return self.step(self.sum.drain(self.normaliser()))
