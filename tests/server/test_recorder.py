@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 from flwr.serverapp.strategy import Result
 from safetensors.numpy import load_file
 
-from turnout.server import RunDescription, RunRecorder, RunStore, model_sha256
+from turnout.server import RunDescription, RunRecorder, RunStore, StoreError, model_sha256
 from turnout.strategies import ClientReport, RoundReport
 from turnout.wire import CheckpointError, load_checkpoint
 
@@ -201,6 +202,67 @@ def test_a_client_reported_twice_took_part_once(recorder: RunRecorder, report: R
     assert (row.invited, row.participants, row.rejected) == (1, 1, 0)
 
 
+def test_a_client_folded_twice_is_not_committed(recorder: RunRecorder, report: Report) -> None:
+    twice = [ClientReport(1, "ok", "", 5, 0.5), ClientReport(1, "ok", "", 5, 0.5)]
+    with pytest.raises(StoreError, match="client 1 was folded twice"):
+        recorder.on_round_end(report(1, clients=twice))
+    assert recorder.store.rounds(recorder.run.id) == []
+    assert list((recorder.directory.path / "checkpoints").iterdir()) == []
+
+
+def test_the_ledger_columns_come_from_the_report(recorder: RunRecorder, report: Report, arrays: Any) -> None:
+    sent = {"loss": 0.5, "nan": math.nan, "inf": -math.inf, "long" * 50: 1, "flag": True}
+    many = {f"m{i}": i for i in range(100)}
+    clients = [
+        ClientReport(1, "ok", metrics=sent, task=2**63 - 1, attempt=2, reply_crc32=2**32 - 1),
+        ClientReport(2, "ok", metrics=many),
+        ClientReport(3, "missing"),
+    ]
+    recorder.on_round_end(report(1, clients=clients))
+    recorder.on_round_end(report(2, clients=[]))
+    first, second = recorder.store.rounds(recorder.run.id)
+    assert first.model_sha256 == second.model_before_sha256 == second.model_sha256 == model_sha256(arrays)
+    assert first.checkpoint_seconds is not None
+    one, two, three = recorder.store.client_rounds(recorder.run.id)
+    assert (one.task, one.attempt, one.reply_crc32) == (2**63 - 1, 2, 2**32 - 1)
+    assert one.metrics == {"loss": 0.5, ("long" * 50)[:64]: 1.0, "flag": 1.0}
+    assert two.metrics == {f"m{i}": float(i) for i in range(64)}
+    assert (two.task, two.reply_crc32, three.metrics) == (None, None, None)
+
+
+def test_what_a_fleet_says_is_written_when_it_changes(
+    recorder: RunRecorder, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from turnout.server.fleet import FleetCounters, Roster
+
+    roster, counters = Roster(), FleetCounters(sent_bytes=100, received_bytes=10)
+    for number in (0, 1):
+        roster.admit(f"n{number}", [None])
+        roster.describe(number, device="cpu", examples=5, tags={"site": "x"})
+    grid = SimpleNamespace(server=SimpleNamespace(roster=roster, counters=counters))
+    written: list[list[int]] = []
+    commit = recorder.store.commit_round
+
+    def watch(*args: Any, members: Any, **kwargs: Any) -> None:
+        written.append([entry["client"] for entry in members])
+        commit(*args, members=members, **kwargs)
+
+    monkeypatch.setattr(recorder.store, "commit_round", watch)
+    recorder.on_round_end(dataclasses.replace(report(1), grid=grid))
+    recorder.on_round_end(dataclasses.replace(report(2), grid=grid))
+    roster.members[1].offences = 2
+    roster.describe(0, device="cuda", examples=6, tags={})
+    counters.sent_bytes += 50
+    recorder.on_round_end(dataclasses.replace(report(3), grid=grid))
+    assert written == [[0, 1], [], [0, 1]]
+    first, second = recorder.store.clients(recorder.run.id)
+    assert (first.name, first.device, first.examples, first.tags) == ("n0", "cuda", 6, {})
+    assert (second.device, second.offences, second.tags) == ("cpu", 2, {"site": "x"})
+    assert [row.sent_bytes for row in recorder.store.rounds(recorder.run.id)] == [100, 0, 50]
+
+
 def test_an_empty_round_is_a_round(recorder: RunRecorder, report: Report) -> None:
     recorder.on_round_end(report(1, clients=[]))
     (row,) = recorder.store.rounds(recorder.run.id)
@@ -216,6 +278,9 @@ _ENDLESS = """
     from flwr.app import ArrayRecord
     from turnout.server import RunDescription, RunRecorder, RunStore
     from turnout.strategies import ClientReport, RoundReport
+    from turnout.wire import as_array
+
+    arrays = ArrayRecord({"w": as_array(np.zeros(4, np.float32))})
 
     class State:
         def state_dict(self):
@@ -233,7 +298,7 @@ _ENDLESS = """
         clients = [ClientReport(i, "ok", "", 1, 0.1) for i in range(9)]
         metrics = {"loss": 1.0 / number}
         recorder.on_round_end(
-            RoundReport(number, ArrayRecord(), metrics, metrics, {}, clients, {}, state, object())
+            RoundReport(number, arrays, metrics, metrics, {}, clients, {}, state, object())
         )
         print(number, flush=True)
 """

@@ -70,6 +70,11 @@ def client(number: int, **changes: Any) -> dict[str, Any]:
     return values | changes
 
 
+def member(number: int, **changes: Any) -> dict[str, Any]:
+    values = {"client": number, "name": f"node/{number}", "device": "cpu", "examples": 7, "offences": 0}
+    return {**values, "tags": {"site": "a"}, **changes}
+
+
 def test_what_is_committed_is_read_back(store: RunStore) -> None:
     store.create_run(run_row("a1"))
     metrics = {"evaluate": {"accuracy": 0.5, "loss": math.nan}, "train": {"loss": math.inf}}
@@ -90,6 +95,18 @@ def test_client_ids_use_all_64_bits(store: RunStore) -> None:
     store.create_run(run_row("a1"))
     store.commit_round(round_row("a1", 1), {}, [client(i) for i in ids], seconds=0)
     assert sorted(row.client for row in store.client_rounds("a1")) == ids
+
+
+def test_clients_are_kept_as_they_last_described_themselves(store: RunStore) -> None:
+    store.create_run(run_row("a1"))
+    store.create_run(run_row("b2"))
+    store.commit_round(round_row("a1", 1), {}, [], seconds=1, members=[member(2**64 - 1), member(2)])
+    store.commit_round(round_row("b2", 1), {}, [], seconds=1, members=[member(2, device="cuda")])
+    store.commit_round(round_row("a1", 2), {}, [], seconds=2, members=[member(2, offences=3, tags={})])
+    first, second = store.clients("a1")
+    assert (first.client, first.name, first.offences, first.tags) == (2, "node/2", 3, {})
+    assert (second.client, second.tags, second.examples) == (2**64 - 1, {"site": "a"}, 7)
+    assert store.clients("b2")[0].device == "cuda"
 
 
 def test_a_round_commits_whole_or_not_at_all(store: RunStore) -> None:
@@ -206,42 +223,79 @@ def test_an_older_store_is_copied_aside_and_migrated(tmp_path: Path, monkeypatch
         store.create_run(run_row("a1"))
     scripts = tmp_path / "migrations"
     shutil.copytree(database.MIGRATIONS, scripts)
-    (scripts / "versions" / "rev_0002_note.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+    (scripts / "versions" / "rev_9998_note.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision = '9998'\ndown_revision = {SCHEMA_REVISION!r}\n"
         "branch_labels = None\ndepends_on = None\n\n"
         "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n"
     )
     monkeypatch.setattr(database, "MIGRATIONS", scripts)
-    monkeypatch.setattr(database, "SCHEMA_REVISION", "0002")
+    monkeypatch.setattr(database, "SCHEMA_REVISION", "9998")
     with RunStore(tmp_path) as store:
         assert store.run("a1").name == "trial"
     (backup,) = tmp_path.glob("*.backup")
-    assert backup.name == "turnout.sqlite.schema-0001.backup"
+    assert backup.name == f"turnout.sqlite.schema-{SCHEMA_REVISION}.backup"
     copied = sqlite3.connect(backup)
     assert copied.execute("SELECT id FROM runs").fetchall() == [("a1",)]
-    assert copied.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+    assert copied.execute("SELECT version_num FROM alembic_version").fetchone() == (SCHEMA_REVISION,)
     copied.close()
     now = sqlite3.connect(tmp_path / database.STORE_FILE)
     assert "note" in [row[1] for row in now.execute("PRAGMA table_info(runs)")]
     now.close()
 
 
+def test_a_store_of_the_first_schema_keeps_its_runs(tmp_path: Path) -> None:
+    path = tmp_path / database.STORE_FILE
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    old = sqlite3.connect(path)
+    old.execute(
+        "INSERT INTO runs VALUES ('a1', 'trial', 'fedavg', 'digits', 'running', NULL, 1, 5, 3, 'a1', '{}', "
+        "'2025-01-02 03:04:05', '2025-01-02 03:04:05', NULL, 0.5, NULL, NULL)"
+    )
+    old.execute(
+        "INSERT INTO rounds VALUES ('a1', 1, 1, 1, 0, 0, 0, .1, .2, .3, .4, .5, 'c', '2025-01-02 03:04:06')"
+    )
+    old.execute("INSERT INTO client_rounds VALUES ('a1', 1, -1, 'ok', 'sgd', NULL, 5, 1.0, 0, 0.5, 0.1, 2.0)")
+    old.commit()
+    old.close()
+    with RunStore(tmp_path) as store:
+        (row,), (reply,) = store.rounds("a1"), store.client_rounds("a1")
+        assert (row.checkpoint, row.evaluate_seconds, row.model_sha256, row.sent_bytes) == (
+            "c",
+            0.5,
+            None,
+            None,
+        )
+        assert (reply.client, reply.update_norm, reply.task, reply.metrics) == (2**64 - 1, 2.0, None, None)
+        assert store.clients("a1") == []
+        store.commit_round(round_row("a1", 2), {}, [client(3)], seconds=1.0, members=[member(3)])
+        assert store.clients("a1")[0].name == "node/3"
+    assert [file.name for file in tmp_path.glob("*.backup")] == ["turnout.sqlite.schema-0001.backup"]
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RunStore(tmp_path).close()
     scripts = tmp_path / "migrations"
     shutil.copytree(database.MIGRATIONS, scripts)
-    (scripts / "versions" / "rev_0002_broken.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+    (scripts / "versions" / "rev_9998_broken.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision = '9998'\ndown_revision = {SCHEMA_REVISION!r}\n"
         "branch_labels = None\ndepends_on = None\n\n"
         "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n"
         "    raise RuntimeError('no')\n"
     )
     monkeypatch.setattr(database, "MIGRATIONS", scripts)
-    monkeypatch.setattr(database, "SCHEMA_REVISION", "0002")
+    monkeypatch.setattr(database, "SCHEMA_REVISION", "9998")
     with pytest.raises(RuntimeError):
         RunStore(tmp_path)
     connection = sqlite3.connect(tmp_path / database.STORE_FILE)
-    assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (SCHEMA_REVISION,)
     assert "note" not in [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
     connection.close()
 

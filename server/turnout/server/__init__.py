@@ -6,11 +6,12 @@ from turnout.server.errors import RunDirectoryError, StoreError
 from turnout.server.history import RunHistory
 from turnout.server.recorder import RunDescription, RunRecorder, model_sha256
 from turnout.server.run_directory import RunDirectory
-from turnout.server.schema import ClientRoundRow, EventRow, MetricRow, RoundRow, RunRow
+from turnout.server.schema import ClientRoundRow, ClientRow, EventRow, MetricRow, RoundRow, RunRow
 from turnout.server.store import RunStore
 
 __all__ = [
     "ClientRoundRow",
+    "ClientRow",
     "EventRow",
     "MetricRow",
     "RoundRow",

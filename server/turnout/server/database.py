@@ -7,12 +7,14 @@ inside the package and run on opening; an SQLite file is copied aside before it 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from turnout.server.errors import StoreError
@@ -24,6 +26,7 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _WRITE_OPTION: Final = "turnout_write"
 _BUSY_MILLISECONDS: Final = 30_000
+_DISK_ERRORS: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 _ADVISORY_LOCK: Final = 7_488_766_001  # Any fixed number: migrations of one PostgreSQL database take turns.
 
 
@@ -102,17 +105,41 @@ def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "handle_error", _name_the_file)
     return engine
+
+
+def _name_the_file(context: ExceptionContext) -> None:
+    """Say which file SQLite could not write: it only says that the disk is full, or failed."""
+    error = context.original_exception
+    path = None if context.engine is None else sqlite_path(context.engine.url)
+    if path is None or getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DISK_ERRORS:
+        return
+    free = shutil.disk_usage(path.parent).free
+    raise StoreError(f"run store {path} cannot be written: {error} ({free} bytes are free).") from error
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Transactions are begun by _begin_sqlite, also around DDL.
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Change to the write-ahead log; for this SQLite does not wait by itself while others open the file."""
+    deadline = time.monotonic() + _BUSY_MILLISECONDS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from turnout.wire.checkpoint import sync_directory
+from turnout.wire.checkpoint import sync_directory, unwritten
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -24,10 +24,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp makes private files; these are for sharing.
         os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise unwritten(error, path, len(data)) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,9 @@ from safetensors.numpy import save
 
 from turnout.server.documents import json_document, write_atomically
 from turnout.server.environment import describe_environment
+from turnout.server.errors import StoreError
 from turnout.server.export import write_clients_csv
+from turnout.server.fleet_changes import FleetChanges
 from turnout.server.history import metrics_lines, round_line
 from turnout.server.run_directory import RunDirectory, directory_name, new_run_id
 from turnout.server.schema import RoundRow, RunRow
@@ -35,6 +38,8 @@ from turnout.wire import CheckpointError, ParameterLayout, load_checkpoint, save
 
 KEPT_CHECKPOINTS: Final = 2
 _REASON_CHARACTERS: Final = 8_000  # A traceback, not a log.
+_MAX_METRICS: Final = 64
+_METRIC_CHARACTERS: Final = 64
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +58,15 @@ class RunDescription:
     study: str | None = None
 
 
+@dataclass(frozen=True)
+class WrittenCheckpoint:
+    """What writing one checkpoint took."""
+
+    server_round: int
+    seconds: float
+    bytes: int
+
+
 class RunRecorder(Callback):
     """Records one run in a store and a directory; made by `create` or `resume`, used as a context manager.
 
@@ -67,6 +81,8 @@ class RunRecorder(Callback):
         self.last_metrics: dict[str, float] = {}
         self.model_sha256: str | None = None
         self.last_round = 0
+        self.last_checkpoint: WrittenCheckpoint | None = None
+        self._fleet = FleetChanges()
         self._checkpoints: list[int] = []
         self._started = time.monotonic()
         self._seconds_before = run.seconds
@@ -168,15 +184,25 @@ class RunRecorder(Callback):
         self.store.record_initial(self.run.id, metrics)
         self.directory.write_metrics(metrics_lines(self.store, self.run.id))
 
+    def on_start(self, strategy: StreamingStrategy, *, num_rounds: int, first_round: int) -> None:
+        """Note which model the first round starts from."""
+        self.model_sha256 = model_sha256(strategy.arrays())
+
     def on_round_end(self, report: RoundReport) -> None:
-        """Make one round durable."""
+        """Make one round durable. Raises `StoreError` when a client was folded twice."""
         clients = _one_per_client(report.clients)
         row = _round_row(self.run.id, report, clients)
+        after = model_sha256(report.arrays)
+        row.model_before_sha256, row.model_sha256 = self.model_sha256, after
+        row.sent_bytes, row.received_bytes = self._fleet.traffic(report.grid)
         due = report.server_round % self.checkpoint_every == 0
         if due or report.server_round >= self.run.num_rounds:
             path = self.directory.checkpoint(report.server_round)
-            save_checkpoint(path, report.checkpoint())
-            row.checkpoint = path.name
+            began = time.perf_counter()
+            save_checkpoint(path, {**report.checkpoint(), "run": self.run.id})
+            seconds = time.perf_counter() - began
+            self.last_checkpoint = WrittenCheckpoint(report.server_round, seconds, path.stat().st_size)
+            row.checkpoint, row.checkpoint_seconds = path.name, seconds
             self._checkpoints = [*self._checkpoints, report.server_round][-KEPT_CHECKPOINTS:]
         metrics: dict[MetricKind, Mapping[str, float]] = {
             "train": report.train_metrics,
@@ -186,8 +212,11 @@ class RunRecorder(Callback):
         line = round_line(row, metrics)
         oldest = self._checkpoints[0] if row.checkpoint else None
         columns = [_client_columns(client) for client in clients]
-        self.store.commit_round(row, metrics, columns, seconds=self.seconds, oldest_checkpoint=oldest)
-        self.last_round = report.server_round
+        members = self._fleet.members(report.grid)
+        self.store.commit_round(
+            row, metrics, columns, seconds=self.seconds, oldest_checkpoint=oldest, members=members
+        )
+        self.last_round, self.model_sha256 = report.server_round, after
         self.last_metrics.update(report.evaluate_metrics)
         self.directory.append_metrics(line)
         if oldest is not None:
@@ -226,7 +255,7 @@ def _newest_checkpoint(
         return 0, None
     for row in reversed(rows):
         try:
-            return row.round, load_checkpoint(directory.checkpoint(row.round))
+            return row.round, _checkpoint_of(run, row.round, directory.checkpoint(row.round))
         except CheckpointError as error:
             _log.warning("%s Trying the one before.", error)
     raise CheckpointError(
@@ -234,10 +263,26 @@ def _newest_checkpoint(
     )
 
 
+def _checkpoint_of(run: RunRow, round_number: int, path: Path) -> dict[str, Any]:
+    """Load a checkpoint. Raises `CheckpointError` for a damaged one, and for another run's or round's."""
+    tree = load_checkpoint(path)
+    if (tree.get("run"), tree.get("round")) != (run.id, round_number):
+        raise CheckpointError(
+            f"checkpoint {path}: it is of run {tree.get('run')!r} after round {tree.get('round')!r}, "
+            f"not of run {run.id!r} after round {round_number}."
+        )
+    return tree
+
+
 def _one_per_client(reports: Iterable[ClientReport]) -> list[ClientReport]:
-    """Return one report per client, by id: a client whose good reply came twice still took part once."""
+    """Return one report per client, by id; what was refused of a client that took part is left out."""
     chosen: dict[int, ClientReport] = {}
     for report in reports:
+        if report.outcome == "ok" and report.client in chosen and chosen[report.client].outcome == "ok":
+            raise StoreError(
+                f"client {report.client} was folded twice in one round; the round is not committed. "
+                "Resume the run from the round before."
+            )
         if report.client not in chosen or report.outcome == "ok":
             chosen[report.client] = report
     return [chosen[client] for client in sorted(chosen)]
@@ -275,7 +320,20 @@ def _client_columns(client: ClientReport) -> dict[str, Any]:
         "train_loss": _number(client.train_loss),
         "train_seconds": _number(client.train_seconds),
         "update_norm": _number(client.update_norm),
+        "task": client.task or None,
+        "attempt": client.attempt or None,
+        "reply_crc32": client.reply_crc32,
+        "metrics": bounded_metrics(client.metrics) or None,
     }
+
+
+def bounded_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return at most 64 metrics with names of at most 64 characters; values that are not finite are left out.
+
+    They come from the network, and JSON has no NaN.
+    """
+    finite = ((name, float(value)) for name, value in metrics.items() if abs(value) < math.inf)
+    return {name[:_METRIC_CHARACTERS]: value for name, value in islice(finite, _MAX_METRICS)}
 
 
 def _number(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ import tomli_w
 
 from turnout.server.documents import json_document, json_line, write_atomically
 from turnout.server.errors import RunDirectoryError
-from turnout.wire.checkpoint import sync_directory
+from turnout.wire.checkpoint import sync_directory, unwritten
 
 try:
     import fcntl
@@ -102,8 +102,12 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one round's line; the store is the truth, so the line is not synced."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json_line(row) + "\n")
+        line = json_line(row) + "\n"
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise unwritten(error, self.metrics_file, len(line)) from error
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines."""
@@ -138,11 +142,18 @@ class RunDirectory:
                     time.sleep(0.05)
             else:
                 self._lock = handle
+                self._tidy()
                 return
         os.close(handle)
         raise RunDirectoryError(
             f"run directory {self.path} is in use by another process; wait for it or stop it first."
         )
+
+    def _tidy(self) -> None:
+        """Remove what interrupted writes left behind; only who holds the lock writes here."""
+        for folder in (self.path, self.path / "checkpoints", self.path / "model"):
+            for file in folder.glob(".*.partial"):
+                file.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the directory back; the operating system does it when the process dies."""

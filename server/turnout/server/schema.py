@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 
 _UNSIGNED: Final = 1 << 64
 _SIGNED_MAX: Final = (1 << 63) - 1
@@ -99,7 +99,11 @@ class RunRow(Base):
 
 
 class RoundRow(Base):
-    """One committed round: phase durations in seconds, how many clients took part, its checkpoint."""
+    """One committed round: phase durations in seconds, how many clients took part, its checkpoint.
+
+    The digests are of the model before and after it (see `model_sha256`). ``sent_bytes`` and
+    ``received_bytes`` are model bytes to and from the clients; NULL where the engine counts none.
+    """
 
     __tablename__ = "rounds"
 
@@ -117,6 +121,11 @@ class RoundRow(Base):
     evaluate_seconds: Mapped[float]
     checkpoint: Mapped[str | None]
     committed_at: Mapped[datetime]
+    model_before_sha256: Mapped[str | None]
+    model_sha256: Mapped[str | None]
+    checkpoint_seconds: Mapped[float | None]
+    sent_bytes: Mapped[int | None]
+    received_bytes: Mapped[int | None]
 
     __table_args__ = ({"sqlite_with_rowid": False},)
 
@@ -139,7 +148,12 @@ class MetricRow(Base):
 
 
 class ClientRoundRow(Base):
-    """What one invited client did in one round. A client without a row was not available or not selected."""
+    """What one invited client did in one round. A client without a row was not available or not selected.
+
+    The accepted rows are the ledger of what was folded: ``task`` and ``attempt`` number the request,
+    ``reply_crc32`` is the CRC-32 of the reply's arrays as they travelled (all NULL in a simulation).
+    ``metrics`` are the scalars that came with the reply.
+    """
 
     __tablename__ = "client_rounds"
 
@@ -155,6 +169,27 @@ class ClientRoundRow(Base):
     train_loss: Mapped[float | None]
     train_seconds: Mapped[float | None]
     update_norm: Mapped[float | None]
+    task: Mapped[int | None]
+    attempt: Mapped[int | None]
+    reply_crc32: Mapped[int | None]
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+
+class ClientRow(Base):
+    """One client of a run's fleet, as it last described itself; ``offences`` are its refused replies."""
+
+    __tablename__ = "clients"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    client: Mapped[int] = mapped_column(ClientId, primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    device: Mapped[str]
+    examples: Mapped[int]
+    tags: Mapped[dict[str, Any]]
+    offences: Mapped[int]
+    updated_at: Mapped[datetime]
 
     __table_args__ = ({"sqlite_with_rowid": False},)
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from turnout.server.database import open_engine, sqlite_path, store_url, writer
 from turnout.server.errors import StoreError
-from turnout.server.schema import ClientRoundRow, EventRow, MetricRow, RoundRow, RunRow
+from turnout.server.schema import ClientRoundRow, ClientRow, EventRow, MetricRow, RoundRow, RunRow
 
 MetricKind: TypeAlias = Literal["train", "evaluate", "diagnostics"]
 Status: TypeAlias = Literal["running", "finished", "interrupted", "failed"]
@@ -146,6 +146,12 @@ class RunStore:
         with Session(self._engine) as session:
             return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
 
+    def clients(self, run_id: str) -> list[ClientRow]:
+        """Return the clients of a run's fleet, by id; none for a simulation."""
+        query = select(ClientRow).where(ClientRow.run_id == run_id)
+        with Session(self._engine) as session:
+            return sorted(session.scalars(query), key=lambda row: row.client)
+
     def events(self, run_id: str, *, after: int = 0) -> list[EventRow]:
         """Return the events of a run whose number is greater than ``after``."""
         query = select(EventRow).where(EventRow.run_id == run_id, EventRow.id > after)
@@ -169,13 +175,16 @@ class RunStore:
         *,
         seconds: float,
         oldest_checkpoint: int | None = None,
+        members: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Add a round with its metrics and its clients' outcomes; ``seconds`` is the run's time so far.
 
-        Checkpoints of rounds before ``oldest_checkpoint`` are forgotten; their files may then go.
+        ``members`` are entries of `clients` that are new or have changed. Checkpoints of rounds before
+        ``oldest_checkpoint`` are forgotten; their files may then go.
         """
         numbers = _metric_rows(row.run_id, row.round, metrics)
         outcomes = [{"run_id": row.run_id, "round": row.round, **client} for client in clients]
+        entries = [{"run_id": row.run_id, "updated_at": row.committed_at, **member} for member in members]
         with Session(self._writer) as session, session.begin():
             session.add(row)
             session.flush()
@@ -183,6 +192,8 @@ class RunStore:
                 session.execute(insert(MetricRow), numbers)
             if outcomes:
                 session.execute(insert(ClientRoundRow), outcomes)
+            if entries:
+                _replace_clients(session, entries)
             values = {"heartbeat_at": row.committed_at, "seconds": seconds}
             session.execute(update(RunRow).where(RunRow.id == row.run_id).values(values))
             if oldest_checkpoint is not None:
@@ -245,6 +256,16 @@ def _now() -> datetime:
 
 def _event(run_id: str, kind: str, message: str, round_number: int | None = None) -> EventRow:
     return EventRow(run_id=run_id, kind=kind, message=message, round=round_number, created_at=_now())
+
+
+def _replace_clients(session: Session, entries: list[dict[str, Any]]) -> None:
+    table = ClientRow.metadata.tables[ClientRow.__tablename__]
+    of_client = delete(table).where(
+        table.c.run_id == bindparam("of_run"), table.c.client == bindparam("of_client")
+    )
+    keys = [{"of_run": entry["run_id"], "of_client": entry["client"]} for entry in entries]
+    session.connection().execute(of_client, keys)
+    session.execute(insert(ClientRow), entries)
 
 
 def _metric_rows(
