@@ -1,14 +1,21 @@
-"""Clients: the ClientApp builder, local updates, the link between server and client."""
+"""Clients: the ClientApp builder, local updates, the link between server and client.
+
+Names load when they are first asked for: a node process with an app of its own needs no PyTorch.
+"""
 
 from __future__ import annotations
 
-from turnout.client.app import client_app
-from turnout.client.flat_model import FlatModel
-from turnout.client.local_round import LocalRound, Outcome
-from turnout.client.local_updates import LocalUpdate
-from turnout.client.mods import noisy_link
-from turnout.client.options import TrainOptions
-from turnout.client.state import ClientState
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from turnout.client.app import client_app
+    from turnout.client.flat_model import FlatModel
+    from turnout.client.local_round import LocalRound, Outcome
+    from turnout.client.local_updates import LocalUpdate
+    from turnout.client.mods import noisy_link
+    from turnout.client.options import TrainOptions
+    from turnout.client.state import ClientState
 
 __all__ = [
     "ClientState",
@@ -20,3 +27,20 @@ __all__ = [
     "client_app",
     "noisy_link",
 ]
+
+_HOMES: Final = {
+    "ClientState": "state",
+    "FlatModel": "flat_model",
+    "LocalRound": "local_round",
+    "LocalUpdate": "local_updates",
+    "Outcome": "local_round",
+    "TrainOptions": "options",
+    "client_app": "app",
+    "noisy_link": "mods",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

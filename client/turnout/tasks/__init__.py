@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
 from turnout.tasks.digits import Digits
+from turnout.tasks.external import External
 from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
 from turnout.tasks.gaussian_mixture import GaussianMixture
 from turnout.tasks.grunfeld import Grunfeld
@@ -30,6 +31,7 @@ __all__ = [
     "Digits",
     "Dirichlet",
     "Examples",
+    "External",
     "FashionMnist",
     "GaussianMixture",
     "Grunfeld",

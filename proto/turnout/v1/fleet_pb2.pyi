@@ -83,22 +83,20 @@ class Chunk(_message.Message):
     def __init__(self, id: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "package_version", "name", "clients", "capabilities", "device", "token")
+    __slots__ = ("protocol", "package_version", "name", "clients", "capabilities", "device")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package_version: str
     name: str
     clients: _containers.RepeatedCompositeFieldContainer[LogicalClient]
     capabilities: _containers.RepeatedScalarFieldContainer[str]
     device: str
-    token: str
-    def __init__(self, protocol: _Optional[int] = ..., package_version: _Optional[str] = ..., name: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[LogicalClient, _Mapping]]] = ..., capabilities: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., package_version: _Optional[str] = ..., name: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[LogicalClient, _Mapping]]] = ..., capabilities: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class LogicalClient(_message.Message):
     __slots__ = ("partition", "examples", "tags", "holding")
@@ -354,3 +352,21 @@ class Farewell(_message.Message):
     reason: str
     reconnect: bool
     def __init__(self, reason: _Optional[str] = ..., reconnect: _Optional[bool] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("name", "token", "csr")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    token: str
+    csr: bytes
+    def __init__(self, name: _Optional[str] = ..., token: _Optional[str] = ..., csr: _Optional[bytes] = ...) -> None: ...
+
+class EnrolResponse(_message.Message):
+    __slots__ = ("certificate", "authority")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    authority: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., authority: _Optional[bytes] = ...) -> None: ...

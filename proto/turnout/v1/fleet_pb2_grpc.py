@@ -95,3 +95,78 @@ class Fleet:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnrolmentStub:
+    """Served on a port of its own, where only the server shows a certificate: a node that has none yet gets one here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Enrol = channel.unary_unary(
+                '/turnout.v1.Enrolment/Enrol',
+                request_serializer=turnout_dot_v1_dot_fleet__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=turnout_dot_v1_dot_fleet__pb2.EnrolResponse.FromString,
+                _registered_method=True)
+
+
+class EnrolmentServicer:
+    """Served on a port of its own, where only the server shows a certificate: a node that has none yet gets one here.
+    """
+
+    def Enrol(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=turnout_dot_v1_dot_fleet__pb2.EnrolRequest.FromString,
+                    response_serializer=turnout_dot_v1_dot_fleet__pb2.EnrolResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'turnout.v1.Enrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('turnout.v1.Enrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrolment:
+    """Served on a port of its own, where only the server shows a certificate: a node that has none yet gets one here.
+    """
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnout.v1.Enrolment/Enrol',
+            turnout_dot_v1_dot_fleet__pb2.EnrolRequest.SerializeToString,
+            turnout_dot_v1_dot_fleet__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

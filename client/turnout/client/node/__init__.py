@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from turnout.client.node.node import Node, NodeSummary, run_node
+from turnout.client.node.node import Node, NodeSummary, NodeUnreachable, run_node
 from turnout.client.node.options import ClientTls, NodeOptions, parse_clients
 from turnout.client.node.session import NodeRefused
 
-__all__ = ["ClientTls", "Node", "NodeOptions", "NodeRefused", "NodeSummary", "parse_clients", "run_node"]
+__all__ = [
+    "ClientTls",
+    "Node",
+    "NodeOptions",
+    "NodeRefused",
+    "NodeSummary",
+    "NodeUnreachable",
+    "parse_clients",
+    "run_node",
+]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from flwr.clientapp import ClientApp
@@ -16,12 +18,17 @@ from turnout.client.node.journal import ClientJournal, Entry, OpenJournal, reque
 from turnout.client.node.runner import AppFailed, Federation, run_app
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import NDArray
+from turnout.wire.buffer_pool import BufferPool
 from turnout.wire.errors import LayoutError
 from turnout.wire.framing import Chunk
 from turnout.wire.replies import EncodedReply, encode_failure, encode_reply
 from turnout.wire.work import DecodedWork, decode_work, payload_ids
 
 log = logging.getLogger("turnout.client.node")
+
+CountExamples = Callable[[int, Mapping[str, Any]], int]
+_QUICK_SECONDS: Final = 0.005
+_KEPT_BUFFERS: Final = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -41,18 +48,31 @@ class NodeTask:
         """Whether the client's state goes on with this task."""
         return self.work.message_type.startswith("train")
 
+    @property
+    def request_bytes(self) -> int:
+        """Bytes of the request's arrays."""
+        return sum(record.arrays.size for record in self.work.records)
+
 
 @dataclass(slots=True)
 class _Incoming:
+    """A payload; ``buffer`` may be longer than its ``size``."""
+
     buffer: NDArray
+    size: int
     received: int = 0
+
+    def release(self) -> NDArray:
+        buffer, self.buffer = self.buffer, np.empty(0, np.uint8)
+        return buffer
 
 
 @dataclass(slots=True)
 class _Hosted:
-    """One logical client: it does one task at a time."""
+    """One logical client: it does one task at a time. ``seconds`` is what its last one took."""
 
     journal: ClientJournal
+    seconds: float = math.inf
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     rounds: int = 0
 
@@ -74,6 +94,7 @@ class TaskBoard:
         self._hosted: dict[int, _Hosted] = {}
         self._tasks: dict[int, NodeTask] = {}
         self._payloads: dict[int, _Incoming] = {}
+        self._buffers = BufferPool(_KEPT_BUFFERS)
         self._running: set[asyncio.Task[None]] = set()
         # The last request's head, decoded: logical clients are mostly asked the same.
         self._decoded: tuple[bytes, DecodedWork, str] | None = None
@@ -97,6 +118,12 @@ class TaskBoard:
         for client in clients:
             if client not in self._hosted:
                 self._hosted[client] = _Hosted(self._open_journal(federation.run, client))
+
+    async def count_examples(self, clients: list[int], count: CountExamples) -> dict[int, int]:
+        """Return how many examples each client has, as ``count`` says on a worker thread."""
+        config = self._federation.run_config
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: {c: count(c, config) for c in clients})
 
     def ready(self) -> list[NodeTask]:
         """Return the tasks whose replies wait."""
@@ -137,7 +164,7 @@ class TaskBoard:
             block = record.arrays
             if record.WhichOneof("kind") == "arrays" and block.payload:
                 if block.payload not in self._payloads:
-                    self._payloads[block.payload] = _Incoming(np.empty(block.size, np.uint8))
+                    self._payloads[block.payload] = _Incoming(self._buffers.take(block.size), block.size)
                 if self._payloads[block.payload].received < block.size:
                     task.missing.add(block.payload)
         self._tasks[offer.id] = task
@@ -150,13 +177,13 @@ class TaskBoard:
         if incoming is None:
             return
         end = incoming.received + len(chunk.data)
-        if chunk.offset != incoming.received or end > incoming.buffer.size:
+        if chunk.offset != incoming.received or end > incoming.size:
             raise LayoutError(
                 f"payload {chunk.id}: a chunk at {chunk.offset}, expected at {incoming.received}."
             )
         incoming.buffer[incoming.received : end] = np.frombuffer(chunk.data, np.uint8)
         incoming.received = end
-        if end == incoming.buffer.size:
+        if end == incoming.size:
             for task in list(self._tasks.values()):
                 if chunk.id in task.missing:
                     task.missing.discard(chunk.id)
@@ -167,7 +194,9 @@ class TaskBoard:
         """Drop payloads that no further task needs."""
         self._decoded = None
         for payload in payloads:
-            self._payloads.pop(payload, None)
+            incoming = self._payloads.pop(payload, None)
+            if incoming is not None:
+                self._buffers.give(incoming)
 
     def cancel(self, task_id: int) -> None:
         """Give a task up; an app that runs is left to finish and its reply is dropped."""
@@ -192,8 +221,14 @@ class TaskBoard:
     # Work.
 
     def _start(self, task: NodeTask) -> None:
-        blocks = {i: self._payloads[i].buffer for i in payload_ids(task.work)}
-        running = asyncio.create_task(self._run(task, self._hosted[task.offer.client], blocks))
+        blocks = {i: self._payloads[i].buffer[: self._payloads[i].size] for i in payload_ids(task.work)}
+        hosted = self._hosted[task.offer.client]
+        if hosted.seconds < _QUICK_SECONDS and not self._running:
+            # Handing it to a thread and back would take longer than the task itself.
+            task.began = time.monotonic()
+            self._done(task, hosted, self._work(task, hosted, blocks))
+            return
+        running = asyncio.create_task(self._run(task, hosted, blocks))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 
@@ -203,8 +238,12 @@ class TaskBoard:
             if task.cancelled:
                 return
             task.began = time.monotonic()
-            task.reply = await loop.run_in_executor(self._pool, self._work, task, hosted.journal, blocks)
-            task.seconds = time.monotonic() - task.began
+            reply = await loop.run_in_executor(self._pool, self._work, task, hosted, blocks)
+            self._done(task, hosted, reply)
+
+    def _done(self, task: NodeTask, hosted: _Hosted, reply: EncodedReply) -> None:
+        task.reply = reply
+        task.seconds = time.monotonic() - task.began
         self.replies += 1
         if not task.cancelled:
             self._finished(task)
@@ -216,27 +255,34 @@ class TaskBoard:
             known = self._decoded = (task.offer.work, work, request_digest(task.work))
         return known[1:]
 
-    def _work(self, task: NodeTask, journal: ClientJournal, blocks: dict[int, NDArray]) -> EncodedReply:
-        """Run on a worker thread: the app, then the journal, then the reply may be offered."""
-        offer = task.offer
+    def _work(self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray]) -> EncodedReply:
+        """Run the app, then the journal; then the reply may be offered. Mostly on a worker thread."""
+        began = time.perf_counter()
         try:
-            work, digest = self._decode(task, blocks)
-            if task.trains:
-                kept = journal.reply(work.server_round, digest, offer.base_round)
-                if kept is not None:
-                    return encode_reply(kept, work.layouts)
-            state = journal.state(offer.base_round)
-            content, after = run_app(
-                self._app, work, client=offer.client, state=state, federation=self._federation
-            )
-            encoded = encode_reply(content, work.layouts)
-            if task.trains:
-                entry = Entry(digest, offer.base_round, after, content)
-                journal.commit(work.server_round, entry, keep_round=offer.keep_round)
+            return self._reply(task, hosted.journal, blocks)
         except AppFailed as failure:
             log.warning("%s", failure)
             return encode_failure(str(failure))
         except Exception as error:
-            log.exception("client %s: the task failed outside the ClientApp", offer.client)
-            return encode_failure(f"client {offer.client}: {type(error).__name__}: {error}")
+            client = task.offer.client
+            log.exception("client %s: the task failed outside the ClientApp", client)
+            return encode_failure(f"client {client}: {type(error).__name__}: {error}")
+        finally:
+            hosted.seconds = time.perf_counter() - began
+
+    def _reply(self, task: NodeTask, journal: ClientJournal, blocks: dict[int, NDArray]) -> EncodedReply:
+        offer = task.offer
+        work, digest = self._decode(task, blocks)
+        if task.trains:
+            kept = journal.reply(work.server_round, digest, offer.base_round)
+            if kept is not None:
+                return encode_reply(kept, work.layouts)
+        state = journal.state(offer.base_round)
+        content, after = run_app(
+            self._app, work, client=offer.client, state=state, federation=self._federation
+        )
+        encoded = encode_reply(content, work.layouts)
+        if task.trains:
+            entry = Entry(digest, offer.base_round, after, content)
+            journal.commit(work.server_round, entry, keep_round=offer.keep_round)
         return encoded

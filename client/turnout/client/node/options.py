@@ -50,12 +50,17 @@ class NodeOptions:
     store_replies
         ``"stateful"`` writes a finished reply to disk if its client keeps state, ``"always"`` in any case,
         so that a killed node does not train again.
+    examples
+        Says how many examples a client has, given its id and the server's run config. Asked on a worker
+        thread after each welcome, and told to the server, which can choose clients by it.
     workers
         Clients that work at the same time (default 1).
     max_rounds
         Leave after this many accepted training replies per client.
     drain
         After a stop was asked for, time for tasks under way.
+    connect_timeout
+        Longest wait for the first contact with a server; None waits for ever. Later a node always comes back.
     """
 
     name: str = field(default_factory=lambda: socket.gethostname().split(".")[0] or "node")
@@ -66,11 +71,11 @@ class NodeOptions:
     max_rounds: int | None = None
     device: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
-    examples: Callable[[int], int] | None = None
+    examples: Callable[[int, Mapping[str, Any]], int] | None = None
     tls: ClientTls | None = None
     insecure: bool = False
-    token: str = ""
     drain: float = 10.0
+    connect_timeout: float | None = None
     keepalive: float = 10.0
     keepalive_timeout: float = 10.0
     backoff: float = 0.1
@@ -83,6 +88,8 @@ class NodeOptions:
             raise ConfigError(f"max_rounds must be at least 1, got {self.max_rounds}.")
         if self.clients is not None and (not self.clients or min(self.clients) < 0):
             raise ConfigError(f"clients={list(self.clients)!r}: name at least one partition, none below 0.")
+        if self.connect_timeout is not None and not self.connect_timeout > 0:
+            raise ConfigError(f"connect_timeout must be above 0 or None, got {self.connect_timeout}.")
         if not 0 < self.backoff <= self.max_backoff:
             raise ConfigError(f"backoff must be above 0 and at most {self.max_backoff}, got {self.backoff}.")
 
@@ -98,7 +105,6 @@ class NodeOptions:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", int(self.backoff * 1000)),
-            ("grpc.min_reconnect_backoff_ms", int(self.backoff * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(self.max_backoff * 1000)),
             ("grpc.use_local_subchannel_pool", 1),
         ]

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import grpc
 
+from turnout.client.node import telemetry
 from turnout.client.node.board import NodeTask, TaskBoard
 from turnout.client.node.options import NodeOptions
 from turnout.client.node.runner import Federation
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire import keys
 from turnout.wire.errors import TurnoutError
 from turnout.wire.framing import (
     PROTOCOL_VERSION,
@@ -115,7 +117,8 @@ class Session:
                 size=reply.size,
                 checksum=reply.checksum,
                 data=data,
-                metrics={"task-seconds": task.seconds, "reply-bytes": float(reply.size)},
+                metrics=telemetry.of_task(task.seconds, reply.size, task.request_bytes, reply.num_examples)
+                | telemetry.of_node(),
             )
         )
 
@@ -125,7 +128,7 @@ class Session:
             return
         self._send(heartbeat=pb.Heartbeat(sequence=sequence))
         for task, seconds in self._board.running():
-            metrics = {"running-seconds": seconds}
+            metrics = {"running-seconds": seconds} | telemetry.of_node()
             self._send(progress=pb.Progress(client=task.offer.client, task=task.offer.id, metrics=metrics))
 
     async def _write(self, frame: bytes) -> None:
@@ -142,7 +145,6 @@ class Session:
             name=options.name,
             capabilities=("crc32", "inline", "shared-payloads"),
             device=options.device,
-            token=options.token,
         )
         for at, partition in enumerate(options.clients or [None]):
             client = hello.clients.add(tags=dict(options.tags))
@@ -151,7 +153,6 @@ class Session:
             known = ids[at] if ids else partition
             if known is not None:
                 client.holding.extend(self._board.holding(known))
-                client.examples = options.examples(known) if options.examples is not None else 0
         return hello
 
     def _receive(self, message: Chunk | pb.ServerMessage, ids: list[int]) -> None:
@@ -197,6 +198,19 @@ class Session:
         self.welcomed = True
         for task in self._board.ready():
             self.offer_reply(task)
+        self._counting = asyncio.create_task(self._tell_examples(ids))
+
+    async def _tell_examples(self, ids: list[int]) -> None:
+        if self._options.examples is None:
+            return
+        try:
+            counts = await self._board.count_examples(ids, self._options.examples)
+        except Exception as error:  # Whatever ails the app, its first task will say it with a traceback.
+            log.warning("how many examples clients have is not known: %s", error)
+            return
+        for client, number in counts.items():
+            metrics = {keys.NUM_EXAMPLES: float(number)}
+            self._send(progress=pb.Progress(client=client, metrics=metrics))
 
     def _upload(self, task_id: int) -> None:
         task = self._board.find(task_id)

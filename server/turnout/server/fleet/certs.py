@@ -13,6 +13,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from turnout.wire.errors import ConfigError
@@ -52,19 +53,49 @@ def create_client(directory: str | Path, name: str, *, days: float = 825) -> Non
     _issue(Path(directory), name, [], ExtendedKeyUsageOID.CLIENT_AUTH, days)
 
 
+def sign_client(
+    directory: str | Path, name: str, key: CertificatePublicKeyTypes, *, days: float = 825
+) -> bytes:
+    """Return a PEM certificate for the node enrolled as ``name``, which made ``key`` itself."""
+    certificate = _sign(Path(directory), name, key, [], ExtendedKeyUsageOID.CLIENT_AUTH, days)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def issued_at(certificate: x509.Certificate) -> datetime.datetime:
+    """Return when the authority made ``certificate``, to the second."""
+    return certificate.not_valid_before_utc + _EARLIER
+
+
+def check_name(name: str) -> None:
+    """Raise `ConfigError` for a name that no certificate may bear."""
+    if not _NAME.fullmatch(name) or name == "ca":
+        raise ConfigError(f"name={name!r}: use 1 to 64 letters, digits, '.', '_' or '-', and not 'ca'.")
+
+
 def _issue(
     directory: Path, name: str, hosts: list[x509.GeneralName], usage: x509.ObjectIdentifier, days: float
 ) -> None:
-    if not _NAME.fullmatch(name) or name == "ca":
-        raise ConfigError(f"name={name!r}: use 1 to 64 letters, digits, '.', '_' or '-', and not 'ca'.")
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _sign(directory, name, key.public_key(), hosts, usage, days)
+    _write(directory / name, key, certificate)
+
+
+def _sign(
+    directory: Path,
+    name: str,
+    key: CertificatePublicKeyTypes,
+    hosts: list[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    days: float,
+) -> x509.Certificate:
+    check_name(name)
     authority = x509.load_pem_x509_certificate(read_certificate(directory / "ca.pem"))
     authority_key = serialization.load_pem_private_key(read_key(directory / "ca.key"), None)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{directory / 'ca.key'} is no elliptic-curve key; make a new authority.")
-    key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
-        _builder(subject, authority.subject, key.public_key(), days)
+        _builder(subject, authority.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
         .add_extension(
@@ -73,11 +104,11 @@ def _issue(
     )
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-    _write(directory / name, key, builder.sign(authority_key, hashes.SHA256()))
+    return builder.sign(authority_key, hashes.SHA256())
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
+    subject: x509.Name, issuer: x509.Name, key: CertificatePublicKeyTypes, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (

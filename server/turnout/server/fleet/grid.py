@@ -6,29 +6,30 @@ import itertools
 import logging
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ConfigRecord, Message
 
+from turnout.server.fleet.attendance import Attendance, Participation
 from turnout.server.fleet.server import FleetServer
 from turnout.server.fleet.tasks import Delivery, Exchange, Task, Verdict
 from turnout.wire import keys
 from turnout.wire.errors import CheckpointError, ConfigError
-from turnout.wire.flower import Run, local_run, records_of, request, stamp
+from turnout.wire.flower import records_of, stamp
+from turnout.wire.grid import LocalRunGrid
 from turnout.wire.work import WorkEncoder
 
 if TYPE_CHECKING:
+    from turnout.strategies.rounds import ClientReport
     from turnout.strategies.streaming import StreamingStrategy
 
 log = logging.getLogger("turnout.server.fleet")
 _SETTLE_SECONDS = 0.05
 
 
-class FleetGrid(Grid):
+class FleetGrid(LocalRunGrid):
     """Drives any Flower strategy over the clients of a running `FleetServer`.
 
     Node id and client id are the same stable number, given by enrolled name. Under our own strategies
@@ -42,6 +43,10 @@ class FleetGrid(Grid):
         A round begins when this many clients are connected.
     wait
         Seconds to wait for them before giving up with `ConfigError`; None waits for ever.
+    participation
+        Who takes part in which round, so that a fleet sees what a simulation sees: a round waits for all
+        clients that it names, and after ``wait`` seconds goes on with those that came, if ``min_clients``
+        of them did or nobody is named. None: whoever is connected.
     eligible
         Chooses by a client's attributes (``device``, ``examples``, ``tags``) who is available at all.
     buffer_replies
@@ -54,19 +59,17 @@ class FleetGrid(Grid):
         *,
         min_clients: int = 1,
         wait: float | None = None,
+        participation: Participation | None = None,
         eligible: Callable[[Mapping[str, Any]], bool] | None = None,
         buffer_replies: bool = False,
     ) -> None:
-        if min_clients < 1:
-            raise ConfigError(f"min_clients must be at least 1, got {min_clients}.")
+        super().__init__()
         self.server = server
         self._hub = server.hub
-        self._min_clients = min_clients
-        self._wait = wait
-        self._eligible = eligible
+        self._attendance = Attendance(
+            server, min_clients=min_clients, wait=wait, participation=participation, eligible=eligible
+        )
         self._buffer_replies = buffer_replies
-        self._changed = threading.Condition()
-        self._hub.changed = self._notify
         self._accepted: dict[int, int] = {}
         self._hub.base_rounds, self._hub.keep_rounds = self._accepted, {}
         self._unacknowledged: list[Task] = []
@@ -77,8 +80,6 @@ class FleetGrid(Grid):
         self._payload_ids = itertools.count(1)
         self._round = 1
         self._advances_itself = True
-        self._run = local_run()
-        request(RecordDict(), dst_node_id=0)  # Gives this process Flower's identity.
 
     # Rounds and clients.
 
@@ -93,7 +94,7 @@ class FleetGrid(Grid):
             raise ConfigError(f"server_round is {server_round}, but rounds are counted from 1.")
         self._advances_itself = False
         self._round = server_round
-        self._await_clients()
+        self._attendance.wait(server_round)
 
     def registered_ids(self) -> list[int]:
         """Return the ids of all clients that were ever enrolled, in ascending order."""
@@ -101,61 +102,17 @@ class FleetGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients that can work now, in ascending order; waits for ``min_clients``."""
-        return self._await_clients()
+        return self._attendance.wait(self._round)
 
     def available_ids(self) -> list[int]:
         """Return the ids of the clients that can work now, without waiting."""
-        members, limit = self.server.roster.members, self.server.options.max_offences
-        return sorted(
-            client
-            for client in list(self._hub.connections)
-            if members[client].offences < limit
-            and (self._eligible is None or self._eligible(members[client].attributes))
-        )
+        return self._attendance.available()
 
-    def _await_clients(self) -> list[int]:
-        available: list[int] = []
-
-        def enough() -> bool:
-            available[:] = self.available_ids()
-            return len(available) >= self._min_clients
-
-        with self._changed:
-            if not self._changed.wait_for(enough, self._wait):
-                raise ConfigError(
-                    f"min_clients={self._min_clients}, but after {self._wait:g} seconds only "
-                    f"{len(available)} are connected to {self.server.address}."
-                )
-        return available
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def expected_ids(self) -> list[int] | None:
+        """Return who takes part in the current round; None when no participation model says so."""
+        return self._attendance.expected(self._round)
 
     # Messages.
-
-    def set_run(self, run: Run) -> None:
-        """Set the run that this grid operates in."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid operates in."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message from the server to ``dst_node_id``; ``ttl`` is in seconds."""
-        message = request(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
-        if ttl is not None:
-            message.metadata.ttl = ttl
-        return message
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -308,10 +265,20 @@ class FleetGrid(Grid):
             report = self._strategy.reports[before]
             if report.outcome != "ok":
                 outcome, detail = "rejected", report.reason
+            self._complete(report, delivery)
         if outcome == "accepted" and trains:
             self._accepted[delivery.task.client] = delivery.task.exchange.server_round
         self._decide(delivery, outcome, detail)
         return outcome == "accepted"
+
+    @staticmethod
+    def _complete(report: ClientReport, delivery: Delivery) -> None:
+        """Add to the strategy's report what only the transport knows."""
+        task, ready = delivery.task, delivery.task.ready
+        report.task, report.attempt = task.id, task.attempt
+        if ready is not None:
+            report.reply_crc32 = ready.checksum
+            report.metrics = {**report.metrics, **task.metrics}
 
     def _decide(self, delivery: Delivery, outcome: str, detail: str) -> None:
         task = delivery.task

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -19,6 +20,7 @@ from turnout.server.fleet.roster import Roster
 from turnout.server.fleet.tasks import OUTCOMES, Delivery, Exchange, Stage, Task, Verdict
 from turnout.server.fleet.uploads import UploadSlots
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire import keys
 from turnout.wire.arrays import NDArray
 from turnout.wire.errors import LayoutError, ReplyRejected
 from turnout.wire.framing import Chunk, FrameError, split_frames
@@ -48,6 +50,7 @@ class Hub:
         self.progressed: Callable[[int, Mapping[str, float]], None] = lambda client, metrics: None
         self._tasks: dict[int, Task] = {}
         self._by_client: dict[int, dict[int, Task]] = {}
+        self._flushing = False
         # By task: its client, its outcome, and whether the client may know it (what it got is durable).
         self._decided: OrderedDict[int, tuple[int, Outcome, bool]] = OrderedDict()
 
@@ -155,12 +158,7 @@ class Hub:
     def acknowledge(self, tasks: Sequence[Task]) -> None:
         """Tell the clients of decided ``tasks`` their outcomes, with the next offers: nobody waits."""
         for task in tasks:
-            self._tell(task.id, later=True)
-        asyncio.get_running_loop().call_later(_ACK_SECONDS, self._flush)
-
-    def _flush(self) -> None:
-        for connection in set(self.connections.values()):
-            connection.outbox.flush()
+            self._tell(task.id)
 
     def _offer(self, task: Task, connection: Connection) -> None:
         if task.stage is Stage.DELIVERED:
@@ -175,7 +173,7 @@ class Hub:
             keep_round=self.keep_rounds.get(task.client, 0),
             work=task.work.head,
         )
-        self.counters.sent_bytes += connection.offer(offer, task.work.payloads)
+        self.counters.sent_bytes += len(offer.work) + connection.offer(offer, task.work.payloads)
 
     def _decide(self, task: Task, outcome: Outcome, *, tell: bool) -> None:
         self.slots.free(task)
@@ -188,21 +186,21 @@ class Hub:
         if tell:
             self._tell(task.id)
 
-    def _tell(self, task_id: int, *, later: bool = False) -> None:
+    def _tell(self, task_id: int) -> None:
         if task_id not in self._decided:
             return
         client, (outcome, reason, detail), _ = self._decided[task_id]
         self._decided[task_id] = (client, (outcome, reason, detail), True)
         connection = self.connections.get(client)
         if connection is not None:
-            self._ack(connection, task_id, outcome, reason, detail, later=later)
+            self._ack(connection, task_id, outcome, reason, detail)
 
     def _fail(self, task: Task, reason: str, detail: str, *, outcome: str = "failed") -> None:
         """Close a task that brings no reply, tell the client, and let the round go on."""
         self.counters.replies[outcome] += 1
         self.counters.reasons[reason] += 1
         self._decide(task, (outcome, reason, detail), tell=True)
-        task.exchange.inbox.put(Delivery(task, error=f"{reason}: {detail}", reason=reason))
+        task.exchange.inbox.put(Delivery(task, error=f"{reason}: {detail}", reason=reason, outcome=outcome))
 
     def _lost(self, task_id: int) -> None:
         """Give up on a client that did not come back; a client that did has a stream again."""
@@ -249,7 +247,7 @@ class Hub:
             self.counters.replies["duplicate"] += 1
         else:
             if ready.metrics:
-                self._progress(connection, task.client, ready.metrics)
+                task.metrics = self._progress(connection, task.client, ready.metrics)
             self._accept(task, ready)
 
     def _accept(self, task: Task, ready: pb.Ready) -> None:
@@ -311,12 +309,20 @@ class Hub:
         detail = f"the upload fell below {self.options.min_rate:g} bytes per second."
         self._ack(self.connections[task.client], task.id, "retry", "stalled", detail)
 
-    def _progress(self, connection: Connection, client: int, metrics: Mapping[str, float]) -> None:
+    def _progress(
+        self, connection: Connection, client: int, metrics: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """Note what a client says of itself, cut to a bounded size."""
         if not connection.speaks_for(client):
             raise FrameError("progress of another client.")
+        kept = {name[:64]: metrics[name] for name in sorted(metrics)[:64] if math.isfinite(metrics[name])}
         member = self.roster.members[client]
-        member.metrics = {name[:64]: metrics[name] for name in sorted(metrics)[:64]}
-        self.progressed(client, member.metrics)
+        member.metrics |= kept
+        if keys.NUM_EXAMPLES in kept:
+            member.attributes = {**member.attributes, "examples": int(max(0.0, kept[keys.NUM_EXAMPLES]))}
+            self.changed()
+        self.progressed(client, kept)
+        return kept
 
     # Refusals.
 
@@ -346,12 +352,21 @@ class Hub:
         outcome: str,
         reason: str,
         detail: str,
-        *,
-        later: bool = False,
     ) -> None:
         ack = pb.Ack(task=task_id, outcome=OUTCOMES[outcome], reason=reason, detail=detail[:_MAX_DETAIL])
-        send = connection.send_later if later else connection.send
-        send(ack=ack)
+        if outcome != "accepted":
+            connection.send(ack=ack)
+            return
+        # Mostly the next offer is about to be written: both then go as one frame, which is half the work.
+        connection.send_later(ack=ack)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_later(_ACK_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for connection in set(self.connections.values()):
+            connection.outbox.flush()
 
     def _offend(self, client: int, reason: str, *, counted: bool = False) -> None:
         member = self.roster.members[client]

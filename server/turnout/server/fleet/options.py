@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from turnout.wire.errors import ConfigError
 from turnout.wire.framing import MAX_FRAME_BYTES
@@ -31,6 +31,10 @@ class FleetOptions:
         Bytes per second that an upload must sustain; with ``stall`` seconds of grace its slot is freed.
     max_reply_bytes
         Largest reply; None allows four times the request's arrays and 1 MiB.
+    same_identity
+        What happens when a client that is connected connects again, which a stolen key would look like:
+        ``"newest"`` closes the older stream; ``"refuse"`` keeps it and lets the newer one try again until the
+        older has ended. Either way it is logged and counted.
     max_offences
         A client with this many refused replies or broken frames gets no more work.
     linear_flow
@@ -47,6 +51,7 @@ class FleetOptions:
     stall: float = 10.0
     min_rate: float = 64e3
     max_reply_bytes: int | None = None
+    same_identity: Literal["newest", "refuse"] = "newest"
     max_offences: int = 3
     max_clients_per_connection: int = 4096
     keepalive: float = 20.0
@@ -65,6 +70,9 @@ class FleetOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0 or None, got {value}.")
+
+        if self.same_identity not in ("newest", "refuse"):
+            raise ConfigError(f"same_identity must be 'newest' or 'refuse', got {self.same_identity!r}.")
 
     def needed(self, asked: int) -> int:
         """Return how many good replies close a round of ``asked`` clients."""

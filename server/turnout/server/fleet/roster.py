@@ -87,9 +87,10 @@ class Roster:
     def describe(self, client: int, *, device: str, examples: int, tags: Mapping[str, str]) -> None:
         """Keep what a client says of itself, cut to a bounded size."""
         kept = {key[:_MAX_TEXT]: value[:_MAX_TEXT] for key, value in list(tags.items())[:_MAX_TAGS]}
+        known = self.members[client].attributes.get("examples", 0)  # Mostly said a little later.
         self.members[client].attributes = {
             "device": device[:_MAX_TEXT],
-            "examples": min(examples, _MAX_ID),
+            "examples": min(examples or known, _MAX_ID),
             "tags": kept,
         }
 
@@ -97,6 +98,10 @@ class Roster:
         """Refuse ``node`` from now on; return the clients that it speaks for."""
         self._revoked.add(node)
         return [m.id for m in self.members.values() if m.name.partition("/")[0] == node]
+
+    def readmit(self, node: str) -> None:
+        """Take back `revoke`."""
+        self._revoked.discard(node)
 
     def pardon(self, client: int) -> None:
         """Forget a client's offences, which ends its quarantine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import secrets
@@ -19,15 +18,18 @@ from grpc_reflection.v1alpha import reflection
 from turnout.server.fleet.counters import FleetCounters
 from turnout.server.fleet.hub import Hub
 from turnout.server.fleet.options import FleetOptions
+from turnout.server.fleet.revocation import RevocationList
 from turnout.server.fleet.roster import Roster
 from turnout.server.fleet.servicer import SERVICE, FleetServicer
 from turnout.server.fleet.tls import ServerTls
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.errors import ConfigError
+from turnout.wire.event_loop import new_event_loop
 
 log = logging.getLogger("turnout.server.fleet")
 T = TypeVar("T")
 _START_SECONDS: Final = 30.0
+_REVOCATION_SECONDS: Final = 0.5
 
 
 class FleetServer:
@@ -47,8 +49,6 @@ class FleetServer:
         Certificates; with a CA for clients the enrolled name must be the certificate's.
     insecure
         Allow plain text beyond loopback.
-    token
-        Secret that every node must show, for deployments without client certificates.
 
     Raises
     ------
@@ -67,7 +67,6 @@ class FleetServer:
         run_config: Mapping[str, Any] | None = None,
         tls: ServerTls | None = None,
         insecure: bool = False,
-        token: str = "",
         options: FleetOptions | None = None,
     ) -> None:
         if tls is None and not insecure and not is_loopback(address):
@@ -89,7 +88,7 @@ class FleetServer:
             num_clients=num_clients,
             run_config=run_config or {},
             secure=tls is not None and tls.client_ca is not None,
-            token=token,
+            revocations=RevocationList(None if tls is None else tls.revocations()),
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -176,8 +175,13 @@ class FleetServer:
             await state.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         log.info("listening on %s", self.address)
+        if self._tls is None and not is_loopback(self._requested):
+            log.warning("%s is open to other machines in plain text: models can be read and changed on their "
+                        "way, and nobody's name is checked.", self.address)  # fmt: skip
         report(None)
+        watching = asyncio.create_task(self._watch_revocations())
         await self._stopping.wait()
+        watching.cancel()
         self._servicer.draining = True
         await state.enter_graceful_shutdown()
         farewell = pb.Farewell(reason="the server stops.", reconnect=self._reconnect)
@@ -185,15 +189,10 @@ class FleetServer:
             connection.close(farewell=farewell)
         await server.stop(self._grace)
 
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's event loop where it is installed: half the latency with many streams."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        return loop
-    return asyncio.new_event_loop()
+    async def _watch_revocations(self) -> None:
+        while True:
+            await asyncio.sleep(_REVOCATION_SECONDS)
+            self._servicer.apply_revocations()
 
 
 def is_loopback(address: str) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 
 from turnout.server.fleet.connection import Connection
 from turnout.server.fleet.hub import Hub
-from turnout.server.fleet.identity import certificate_names
+from turnout.server.fleet.identity import certificate_names, peer_certificate
+from turnout.server.fleet.revocation import RevocationList
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.errors import ReplyRejected
 from turnout.wire.framing import PROTOCOL_VERSION, Chunk, FrameError, decode_client
@@ -20,8 +20,12 @@ from turnout.wire.scalars import encode_scalars
 from turnout.wire.version import package_version
 
 log = logging.getLogger("turnout.server.fleet")
+security = logging.getLogger("turnout.server.fleet.security")
 
 SERVICE: Final = "turnout.v1.Fleet"
+# Refusals that say nothing of ill will, and those that end by themselves.
+_EVERYDAY: Final = ("wrong-version", "draining", "bad-hello")
+_PASSING: Final = ("draining", "already-connected")
 CAPABILITIES: Final = ("crc32", "inline", "shared-payloads")
 Incoming = Chunk | pb.ClientMessage | FrameError
 
@@ -30,7 +34,14 @@ class FleetServicer:
     """Serves ``turnout.v1.Fleet``; lives on the event loop of its server."""
 
     def __init__(
-        self, hub: Hub, *, run: str, num_clients: int, run_config: Mapping[str, Any], secure: bool, token: str
+        self,
+        hub: Hub,
+        *,
+        run: str,
+        num_clients: int,
+        run_config: Mapping[str, Any],
+        secure: bool,
+        revocations: RevocationList,
     ) -> None:
         self._hub = hub
         self._welcome = pb.Welcome(
@@ -42,7 +53,7 @@ class FleetServicer:
             capabilities=CAPABILITIES,
         )
         self._secure = secure
-        self._token = token
+        self._revocations = revocations
         self.draining = False
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -100,10 +111,14 @@ class FleetServicer:
             self._check(hello, context)
             numbers = [c.partition if c.HasField("partition") else None for c in hello.clients]
             ids = self._hub.roster.admit(hello.name, numbers)
+            self._check_alone(ids, hello, context)
         except ReplyRejected as refused:
             self._hub.counters.reasons[refused.reason] += 1
-            log.warning("refused %.64r from %s: %s", hello.name, context.peer(), refused)
-            retry = refused.reason == "draining"
+            teller = log if refused.reason in _EVERYDAY else security
+            teller.warning(
+                "refused %.64r from %s, %s: %s", hello.name, context.peer(), refused.reason, refused
+            )
+            retry = refused.reason in _PASSING
             refusal = pb.Refusal(reason=refused.reason, detail=str(refused)[:500], retry=retry)
             await context.write(pb.ServerMessage(refusal=refusal).SerializeToString())
             code = grpc.StatusCode.UNAVAILABLE if retry else grpc.StatusCode.PERMISSION_DENIED
@@ -132,8 +147,37 @@ class FleetServicer:
                 raise ReplyRejected(
                     "wrong-name", f"the certificate is for {sorted(names)[:3]}, not for {hello.name[:64]!r}."
                 )
-        if self._token and not hmac.compare_digest(self._token.encode(), hello.token.encode()):
-            raise ReplyRejected("bad-token", "the enrolment token is not the server's.")
+        self.apply_revocations()
+        if self._revocations.refuses(hello.name, peer_certificate(context.auth_context())):
+            raise ReplyRejected("revoked", f"{hello.name!r} has been revoked.")
+
+    def apply_revocations(self) -> None:
+        """Cut off the streams of names that have been revoked since the last look."""
+        for name in self._revocations.reread():
+            security.warning("%r is revoked.", name)
+            self._hub.revoke(name)
+            # From here on the list decides: a certificate that is issued later is good again.
+            self._hub.roster.readmit(name)
+
+    def _check_alone(
+        self, ids: Sequence[int], hello: pb.Hello, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Raise the alarm when one of ``ids`` has a stream already; refuse the newer one if so configured."""
+        held = [self._hub.connections[client] for client in ids if client in self._hub.connections]
+        if not held:
+            return
+        refuse = self._hub.options.same_identity == "refuse"
+        ending = "newer stream is refused" if refuse else "older stream is closed"
+        security.warning(
+            "%r connects from %s while it is connected from %s: either it came back before its stream was "
+            "missed, or its key is in use twice; the %s.",
+            hello.name,
+            context.peer(),
+            held[0].peer,
+            ending,
+        )
+        if refuse:
+            raise ReplyRejected("already-connected", f"{hello.name!r} is connected from {held[0].peer}.")
 
 
 def _read(raw: bytes) -> Incoming:

@@ -1,45 +1,19 @@
-"""Receiving a reply: a buffer from a small pool, filled in order, checked while it is hot in the cache."""
+"""Receiving a reply: a buffer that is filled in order and checked while it is hot in the cache."""
 
 from __future__ import annotations
 
-import sys
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from turnout.wire.arrays import NDArray
+from turnout.wire.checksums import add_chunk
 from turnout.wire.errors import ReplyRejected
 from turnout.wire.framing import CHUNK_BYTES, Chunk
 
 _BF16_EXPONENT: Final = np.uint16(0x7F80)
 _DTYPES: Final = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
-
-
-class StagingPool:
-    """At most ``slots`` buffers that are used again and again; ``allocations`` counts how many were made."""
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._free: list[NDArray] = []
-        self.allocations = 0
-
-    def take(self, size: int) -> NDArray:
-        """Return a buffer of at least ``size`` bytes, aligned for any element; its content is undefined."""
-        for index, buffer in enumerate(self._free):
-            if size <= buffer.size <= 2 * size:
-                return self._free.pop(index)
-        if self._free:
-            self._free.pop()
-        self.allocations += 1
-        return np.empty(size, np.uint8)
-
-    def give(self, receipt: Receipt) -> None:
-        """Take the receipt's buffer back, unless someone still reads it: a reply that was kept keeps it."""
-        buffer = receipt.release()
-        if _references(buffer) <= _UNSHARED and len(self._free) < self._slots:
-            self._free.append(buffer)
 
 
 class Receipt:
@@ -69,7 +43,7 @@ class Receipt:
                 f"a chunk of {length} bytes at {chunk.offset}, expected at {begin} of {self.size}.",
             )
         self.buffer[begin : begin + length] = np.frombuffer(chunk.data, np.uint8)
-        self._crc = zlib.crc32(chunk.data, self._crc)
+        self._crc = add_chunk(self._crc, chunk.data)
         self.received = end = begin + length
         check_finite(self.buffer, self._runs, begin, end)
         if end < self.size:
@@ -77,14 +51,6 @@ class Receipt:
         if self._crc != self._checksum:
             raise ReplyRejected("damaged", "the reply's checksum does not match its bytes.")
         return True
-
-
-def _references(buffer: NDArray) -> int:
-    return sys.getrefcount(buffer)
-
-
-# What `_references` counts when only the variable that is passed holds the buffer.
-_UNSHARED: Final = _references(np.empty(0, np.uint8)) + 1
 
 
 def check_finite(buffer: NDArray, runs: Sequence[tuple[str, int, int]], begin: int, end: int) -> None:

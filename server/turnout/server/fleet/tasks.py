@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import queue
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,7 +13,7 @@ from flwr.app import Message
 from turnout.server.fleet.staging import Receipt
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import NDArray
-from turnout.wire.flower import error_reply, reply, stamp
+from turnout.wire.flower import CLIENT_APP_RAISED, REPLY_REFUSED, error_reply, reply, stamp
 from turnout.wire.packing import BlockLayout
 from turnout.wire.replies import ReplyPlan
 from turnout.wire.work import EncodedWork, Payload
@@ -51,6 +52,7 @@ class Task:
     ready: pb.Ready | None = None
     plan: ReplyPlan | None = None
     receipt: Receipt | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def find_layout(self, digest: bytes) -> BlockLayout | None:
         """Return the layout of the request's records by digest."""
@@ -62,19 +64,24 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A reply on its way to the strategy; ``error`` instead of a body when there is none to fold."""
+    """A reply on its way to the strategy; ``error`` instead of a body when there is none to fold.
+
+    ``outcome`` is ``"failed"`` or ``"rejected"`` then, and ``reason`` a kebab-case word.
+    """
 
     task: Task
     plan: ReplyPlan | None = None
     body: NDArray | None = None
     error: str = ""
     reason: str = ""
+    outcome: str = "failed"
 
     def message(self) -> Message:
         """Return the reply as Flower's strategies take it."""
         request = self.task.message
         if self.plan is None or self.error:
-            answer = error_reply(request, self.error)
+            refused = self.outcome == "rejected"
+            answer = error_reply(request, self.error, REPLY_REFUSED if refused else CLIENT_APP_RAISED)
         else:
             receipt = self.task.receipt
             block = receipt.buffer if receipt is not None else self.body

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 from turnout.server.fleet.options import FleetOptions
-from turnout.server.fleet.staging import Receipt, StagingPool
+from turnout.server.fleet.staging import Receipt
 from turnout.server.fleet.tasks import Stage, Task
+from turnout.wire.buffer_pool import BufferPool
 from turnout.wire.framing import Chunk
 
 
@@ -27,12 +28,17 @@ class UploadSlots:
         self._waiting: deque[Task] = deque()
         # When each upload began, and the timer that watches it.
         self._active: dict[Task, tuple[float, asyncio.TimerHandle]] = {}
-        self.pool = StagingPool(options.upload_slots)
+        self.pool = BufferPool(options.upload_slots)
 
     @property
     def busy(self) -> int:
         """Slots in use."""
         return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """Replies that are ready and have no slot yet."""
+        return len(self._waiting)
 
     def enqueue(self, task: Task) -> None:
         """Let ``task``, whose head has been checked, wait for a slot."""

@@ -1,0 +1,58 @@
+"""The task of clients that bring a ClientApp and data of their own."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from turnout.tasks.task import ClientData, Task
+from turnout.tasks.validation import check_count
+from turnout.wire.errors import CheckpointError, ConfigError
+from turnout.wire.model_file import read_model
+from turnout.wire.registry import register
+
+
+@register("external", kind="task", summary="Clients bring a ClientApp and data of their own")
+class External(Task):
+    """``num_clients`` clients of which nothing is known but the model that they start from.
+
+    ``model`` is a safetensors file. There is nothing to evaluate on, so runs have the clients' metrics only.
+    Raises `ConfigError` for a file that cannot be read.
+    """
+
+    name = "external"
+
+    def __init__(self, *, model: str, num_clients: int) -> None:
+        check_count("num_clients", num_clients, low=1)
+        self.num_clients = num_clients
+        try:
+            self._initial = read_model(model)
+        except CheckpointError as error:
+            raise ConfigError(f"model={model!r}: {error} Name a safetensors file.") from error
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the arrays of the file."""
+        return self._initial
+
+    def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
+        """Return nothing: the server has no data."""
+        return {}
+
+    def model(self) -> nn.Module:
+        """Raise `ConfigError`: the model's code is the clients'."""
+        raise _only_clients()
+
+    def client_data(self, client: int) -> ClientData:
+        """Raise `ConfigError`: the data are the clients'."""
+        raise _only_clients()
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """Raise `ConfigError`: the loss is the clients'."""
+        raise _only_clients()
+
+
+def _only_clients() -> ConfigError:
+    return ConfigError(
+        "task 'external' has no model code and no data; its clients run with turnout client --app "
+        "MODULE:ATTRIBUTE."
+    )
