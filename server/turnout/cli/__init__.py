@@ -1,4 +1,4 @@
-"""The command line: ``turnout simulate``, ``methods``, ``reproduce``, ``runs``, ``version``."""
+"""The command line: ``turnout simulate``, ``server``, ``client``, ``certs``, ``runs`` and more."""
 
 from __future__ import annotations
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from turnout.cli.certs import app as certs
+from turnout.cli.client import client
+from turnout.cli.enrol import enrol
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.reproduce import reproduce
 from turnout.cli.runs import app as runs
+from turnout.cli.server import server
 from turnout.cli.simulate import simulate
 
 app = typer.Typer(
@@ -20,8 +24,12 @@ app = typer.Typer(
     "4 target not reached, 130 interrupted.",
 )
 app.command()(simulate)
+app.command()(server)
+app.command()(client)
+app.command()(enrol)
 app.command()(methods)
 app.command()(reproduce)
+app.add_typer(certs, name="certs")
 app.add_typer(runs, name="runs")
 
 

@@ -13,6 +13,7 @@ from turnout.cli.progress import RunProgress
 from turnout.cli.tables import comparison_rows, comparison_table, participation_rows, verdict
 from turnout.experiment import Experiment
 from turnout.experiment.build import Federation, build
+from turnout.experiment.recorded import RunSummary, open_store, plot_clients
 from turnout.server.documents import json_document, write_atomically
 from turnout.server.environment import describe_environment
 from turnout.server.errors import StoreError
@@ -21,7 +22,7 @@ from turnout.server.recorder import RunRecorder
 from turnout.server.run_directory import RunDirectory, directory_name, new_run_id
 from turnout.server.run_plots import plot_comparison
 from turnout.server.store import RunStore
-from turnout.simulation.run import RunSummary, open_store, plot_federation, simulate
+from turnout.simulation.run import simulate
 from turnout.wire import ConfigError
 
 
@@ -103,7 +104,7 @@ def _conclude(
     if plots:
         with output.working("Drawing plots"):
             plot_comparison(histories, directory.plots, title=experiment.task.name)
-            plot_federation(federation, directory.plots)
+            plot_clients(federation.task, federation.participation.rates, directory.plots)
     title = f"{experiment.task.name}: {federation.task.num_clients} clients, {experiment.run.rounds} rounds"
     output.show(comparison_table(metric, reference, rows, title=title))
     for line in _explanation(metric, rows, histories):

@@ -97,6 +97,13 @@ class Output:
             return
         raise typer.Exit(self._report(error)) from error
 
+    def failure(self, error: BaseException, code: int) -> typer.Exit:
+        """Say what went wrong, and how to go on; return what to raise to end with ``code``."""
+        if self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        self._complain(error, expected=True)
+        return typer.Exit(code)
+
     def _report(self, error: BaseException) -> int:
         from turnout.wire import ConfigError, TurnoutError
 
@@ -112,14 +119,17 @@ class Output:
             return DONE
         if self.verbose:
             traceback.print_exception(error, file=sys.stderr)
-        for line in self._lines(error, isinstance(error, TurnoutError)):
+        self._complain(error, expected=isinstance(error, TurnoutError))
+        if isinstance(error, ConfigError):
+            return BAD_INPUT
+        return REFUSED if _is_refusal(error) else FAILED
+
+    def _complain(self, error: BaseException, *, expected: bool) -> None:
+        for line in self._lines(error, expected):
             self.err.print("[bold red]error:[/] ", end="")
             self.err.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.resume_hint:
             self.say(self.resume_hint, markup=False, soft_wrap=True)
-        if isinstance(error, ConfigError):
-            return BAD_INPUT
-        return REFUSED if _is_refusal(error) else FAILED
 
     def _lines(self, error: BaseException, expected: bool) -> list[str]:
         if expected or isinstance(error, OSError):

@@ -7,17 +7,15 @@ Ctrl-C ends the run when the round in progress is committed; pressed again, it e
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from turnout.cli.output import Output
+from turnout.cli.stopping import StopSignals
 from turnout.cli.wording import metric_text
 from turnout.strategies import Callback, RoundReport, StreamingStrategy
 
@@ -33,7 +31,7 @@ _LINE_SECONDS: Final = 0.5
 class RunProgress(Callback):
     """Shows round, loss, accuracy and how many clients took part, and the first failures with traceback."""
 
-    def __init__(self, output: Output, labels: Sequence[str], num_clients: int | None = None) -> None:
+    def __init__(self, output: Output, labels: Sequence[str], *, stop: StopSignals | None = None) -> None:
         self._output = output
         self._width = max((len(label) for label in labels), default=0)
         self._progress = Progress(
@@ -51,31 +49,22 @@ class RunProgress(Callback):
         self._curve: list[float] = []
         self._metrics: dict[str, float] = {}
         self._failures = 0
-        self._clients = num_clients
+        self._clients: int | None = None
         self._last = 0
         self._said = -math.inf
-        self._stopping = False
-        self._previous_handler: Any = None
+        self._own_stop = stop is None
+        self._stop = StopSignals() if stop is None else stop
 
     def __enter__(self) -> RunProgress:
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+        if self._own_stop:
+            self._stop.__enter__()
         self._progress.start()
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        """Only note the first Ctrl-C: an exception raised wherever the program is might get lost."""
-        if self._stopping:
-            raise KeyboardInterrupt
-        self._stopping = True
+        if self._own_stop:
+            self._stop.__exit__()
 
     def begin(self, label: str, *, num_clients: int) -> None:
         """Start the line of the next run."""
@@ -119,8 +108,7 @@ class RunProgress(Callback):
                 f"{people}  {seconds:.2f} s",
                 markup=False,
             )
-        if self._stopping:
-            raise KeyboardInterrupt
+        self._stop.check()
 
     def _tell_failures(self, report: RoundReport) -> None:
         for client in report.clients:

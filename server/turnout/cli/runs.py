@@ -97,8 +97,8 @@ def show_run(
         from rich.syntax import Syntax
 
         from turnout.cli.tables import run_table
+        from turnout.experiment.recorded import find_run
         from turnout.server.history import RunHistory
-        from turnout.simulation.run import find_run
 
         row = find_run(opened, run)
         document = _document(opened, row) | {"config": row.config, "error": row.error}
@@ -132,9 +132,9 @@ def plot(
 ) -> None:
     """Draw a run's plots again, from what is committed; also of a run that was interrupted."""
     with Output(quiet=quiet, verbose=verbose, no_color=no_color) as output, _open(store) as opened:
+        from turnout.experiment.recorded import find_run
         from turnout.server.run_directory import RunDirectory
         from turnout.server.run_plots import plot_run
-        from turnout.simulation.run import find_run
 
         row = find_run(opened, run)
         for path in plot_run(opened, row, RunDirectory(opened.directory_of(row)).plots):
@@ -158,10 +158,10 @@ def export(
         Output(quiet=quiet, verbose=verbose, no_color=no_color, as_json=as_json) as output,
         _open(store) as opened,
     ):
+        from turnout.experiment.recorded import find_run
         from turnout.server.documents import json_document, write_atomically
         from turnout.server.export import client_documents, csv_text
         from turnout.server.history import metrics_lines
-        from turnout.simulation.run import find_run
 
         row = find_run(opened, run)
         documents = (

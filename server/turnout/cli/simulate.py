@@ -11,8 +11,9 @@ from turnout.cli.output import TARGET_MISSED, Json, NoColor, Output, Quiet, Verb
 
 if TYPE_CHECKING:
     from turnout.experiment import Experiment
+    from turnout.experiment.recorded import RunSummary
     from turnout.server.recorder import RunRecorder
-    from turnout.simulation.run import RunSummary
+    from turnout.server.store import RunStore
 
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="The experiment, a TOML file. Not needed with --resume.")
@@ -62,8 +63,8 @@ def simulate(
 
 def _experiment(file: Path | None, overrides: list[str], resume: str | None) -> Experiment:
     from turnout.experiment import load_experiment
+    from turnout.experiment.recorded import find_run
     from turnout.server.store import RunStore
-    from turnout.simulation.run import find_run
     from turnout.wire import ConfigError
 
     if file is not None:
@@ -84,9 +85,8 @@ def _run(
 ) -> bool:
     """Run one experiment, show its table, and return whether its target (if it has one) was reached."""
     from turnout.cli.progress import RunProgress
-    from turnout.cli.tables import Score, run_table
-    from turnout.server.history import RunHistory
-    from turnout.simulation.run import open_store, simulate
+    from turnout.experiment.recorded import open_store
+    from turnout.simulation.run import simulate
 
     with RunProgress(output, [experiment.label]) as progress:
 
@@ -109,7 +109,23 @@ def _run(
         summary = simulate(experiment, resume=resume, callbacks=[progress], started=started, plots=plots)
     output.resume_hint = ""
     with open_store(experiment) as store:
-        history = RunHistory.load(store, store.run(summary.run_id), experiment.label)
+        return finish_run(experiment, store, summary, output, file=file, plots=plots)
+
+
+def finish_run(
+    experiment: Experiment,
+    store: RunStore,
+    summary: RunSummary,
+    output: Output,
+    *,
+    file: Path | None,
+    plots: bool,
+) -> bool:
+    """Show the table of a run that is over; return whether its target (if it has one) was reached."""
+    from turnout.cli.tables import Score, run_table
+    from turnout.server.history import RunHistory
+
+    history = RunHistory.load(store, store.run(summary.run_id), experiment.label)
     title = f"{experiment.label} on {experiment.task.name}: {summary.rounds} rounds"
     output.show(run_table(history, title=title, seconds=summary.seconds, metrics=summary.metrics))
     _next_steps(experiment, summary, output, file, plots)
@@ -131,8 +147,15 @@ def _next_steps(
     output.say(
         f"Model        {summary.directory / 'model' / 'model.safetensors'}", markup=False, soft_wrap=True
     )
+    if experiment.task.name != "external":  # Which cannot be simulated.
+        _suggest_comparison(experiment, summary, output, file)
+    output.say(f"Look closer  turnout runs show {summary.run_id}", markup=False)
+
+
+def _suggest_comparison(
+    experiment: Experiment, summary: RunSummary, output: Output, file: Path | None
+) -> None:
     others = [name for name in ("fedavg", "fedau", "fedstale") if name != experiment.strategy.name]
     compared = ",".join([experiment.strategy.name, *others])
     name = file or summary.directory / "experiment.toml"
     output.say(f"Compare      turnout simulate {name} --compare {compared}", markup=False, soft_wrap=True)
-    output.say(f"Look closer  turnout runs show {summary.run_id}", markup=False)

@@ -1,23 +1,31 @@
-"""From a checked experiment to the objects that run it: task, participation, clients, grid, strategy."""
+"""From a checked experiment to the objects that run it: task, participation, clients, grid, strategy.
+
+Nothing here imports PyTorch before a task or an app is made: a server that resumes a run needs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from turnout.client import client_app
 from turnout.experiment.check import KNOWN, blamed
+from turnout.experiment.methods import load_methods
 from turnout.experiment.model import Experiment
 from turnout.experiment.options import NONE_WORD, accepted_options
-from turnout.experiment.participation import build_participation
+from turnout.experiment.participation import Clients, build_participation
 from turnout.simulation import LocalGrid
 from turnout.simulation.participation import ParticipationModel
 from turnout.strategies import StreamingStrategy
-from turnout.tasks import Task
 from turnout.wire import ConfigError, find
 
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+    from turnout.tasks import Task
+
 T = TypeVar("T")
+EXTERNAL: Final = "external"  # The task of clients that bring an app and data of their own.
 
 
 @dataclass(frozen=True)
@@ -35,48 +43,78 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
 
     Raises `ConfigError` with the place of the value that does not fit, `DataError` when data are missing.
     """
-    seed = experiment.run.seed
-    if task is None:
-        task = _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
-    data = task
-    participation = _made(
-        experiment,
-        "participation",
-        experiment.participation.options,
-        lambda: build_participation(experiment.participation, data, seed),
-    )
-    strategy = _made(
-        experiment,
-        "strategy",
-        experiment.strategy.options,
-        lambda: _build_strategy(experiment, data, participation),
-    )
+    if experiment.task.name == EXTERNAL:
+        raise experiment.source.error(
+            ("task", "name"),
+            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; run "
+            "turnout server FILE, and turnout client --app MODULE:ATTRIBUTE for its clients.",
+        )
+    data = make_task(experiment) if task is None else task
+    participation = make_participation(experiment, data)
+    strategy = make_strategy(experiment, data.num_clients, participation)
+    app = make_app(experiment, data)
     simulation = experiment.simulation
-    app = _made(
-        experiment,
-        "client",
-        experiment.client,
-        lambda: client_app(
-            data, **_spoken({"seed": seed, **experiment.client}), mods=_build_mods(experiment, seed)
-        ),
-    )
     grid = _made(
         experiment,
         "simulation",
         ("executor", "workers"),
         lambda: LocalGrid(
             app,
-            task.num_clients,
+            data.num_clients,
             participation=participation,
             executor=simulation.executor,
             workers=simulation.workers,
-            seed=seed,
+            seed=experiment.run.seed,
         ),
     )
-    return Federation(task, participation, grid, strategy)
+    return Federation(data, participation, grid, strategy)
+
+
+def make_task(experiment: Experiment) -> Task:
+    """Return the task, its data read. Raises `ConfigError` with the value's place, `DataError`."""
+    return _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+
+
+def make_participation(experiment: Experiment, clients: Clients) -> ParticipationModel:
+    """Return who takes part when. Raises `ConfigError` with the value's place."""
+    section = experiment.participation
+    return _made(
+        experiment,
+        "participation",
+        section.options,
+        lambda: build_participation(section, clients, experiment.run.seed),
+    )
+
+
+def make_strategy(
+    experiment: Experiment, num_clients: int, participation: ParticipationModel
+) -> StreamingStrategy:
+    """Return the strategy. Raises `ConfigError` with the value's place."""
+    return _made(
+        experiment,
+        "strategy",
+        experiment.strategy.options,
+        lambda: _build_strategy(experiment, num_clients, participation),
+    )
+
+
+def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -> ClientApp:
+    """Return the clients' app; ``device`` replaces the experiment's. Raises `ConfigError`."""
+    from turnout.client.app import client_app
+
+    options = _spoken({"seed": experiment.run.seed, **experiment.client})
+    if device is not None:
+        options["device"] = device
+    return _made(
+        experiment,
+        "client",
+        experiment.client,
+        lambda: client_app(task, **options, mods=_build_mods(experiment, experiment.run.seed)),
+    )
 
 
 def _build_task(experiment: Experiment) -> Task:
+    load_methods()  # A resumed run was not checked again.
     target = find("task", experiment.task.name).target
     options = _spoken(experiment.task.options)
     if "seed" in accepted_options(target)[0]:
@@ -86,7 +124,7 @@ def _build_task(experiment: Experiment) -> Task:
 
 
 def _build_strategy(
-    experiment: Experiment, task: Task, participation: ParticipationModel
+    experiment: Experiment, num_clients: int, participation: ParticipationModel
 ) -> StreamingStrategy:
     options = _spoken(experiment.strategy.options)
     if options.get("participation") == KNOWN:
@@ -95,9 +133,9 @@ def _build_strategy(
     options.setdefault("seed", experiment.run.seed)
     strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
     cohort = getattr(strategy, "clients_per_round", None)
-    if cohort is not None and cohort > task.num_clients:
+    if cohort is not None and cohort > num_clients:
         raise ConfigError(
-            f"clients_per_round={cohort}, but the task has num_clients={task.num_clients}; lower it to that."
+            f"clients_per_round={cohort}, but the task has num_clients={num_clients}; lower it to that."
         )
     return strategy
 

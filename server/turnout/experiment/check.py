@@ -59,7 +59,7 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     for section in ("task", "strategy", "participation", "link"):
         method = values.get(section)
         if method is not None:
-            checked[section], found = _check_method(section, method)
+            checked[section], found = check_method(section, method)
             problems += found
     checked["client"], found = check_client(values.get("client", {}), "client")
     problems += found
@@ -78,7 +78,8 @@ def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, An
     return _filled(values, known, _HIDDEN["client"]), problems
 
 
-def _check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
+def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
+    """Return a section that names a method, options converted and defaults filled in, and what is wrong."""
     key = "model" if section == "participation" else "name"
     try:
         target = find(section, method.name).target

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from turnout.experiment.check import check_experiment, check_section
-from turnout.experiment.methods import load_methods
+from turnout.experiment.check import check_experiment, check_method, check_section
+from turnout.experiment.methods import SERVER_PACKAGES, load_methods
 from turnout.experiment.options import NONE_WORD, Problem
-from turnout.experiment.sections import Method, RunSection, Section, SimulationSection
+from turnout.experiment.sections import FleetSection, Method, RunSection, Section, SimulationSection
 from turnout.experiment.source import KeyPath, Source, apply_overrides, read_toml
 from turnout.wire import ConfigError, find, unknown_name
 
-SECTIONS = ("run", "task", "client", "strategy", "participation", "link", "simulation", "strategies")
+FIXED: Final[Mapping[str, type[Section]]] = {
+    "run": RunSection,
+    "simulation": SimulationSection,
+    "fleet": FleetSection,
+}
+SECTIONS: Final = ("task", "client", "strategy", "participation", "link", "strategies", *FIXED)
 
 
 class Experiment(Section):
@@ -33,6 +38,7 @@ class Experiment(Section):
     participation: Method
     link: Method | None = None
     simulation: SimulationSection = SimulationSection()
+    fleet: FleetSection = FleetSection()
     strategies: dict[str, dict[str, Any]] = Field(default_factory=dict)
     label: str = ""
     """Name of the run among others: the strategy, or its alias in ``strategies``."""
@@ -58,6 +64,27 @@ class Experiment(Section):
         if problems:
             raise ConfigError("\n".join(f"{source.place(p.path)}: {p.message}" for p in problems))
         experiment = cls(**values, label=values["strategy"].name)
+        experiment._source = source
+        return experiment
+
+    @classmethod
+    def from_stored(cls, config: Mapping[str, Any], label: str) -> Experiment:
+        """Return the experiment of a stored run, which was checked when the run was made.
+
+        What a server needs is looked at again (strategy, participation); what needs PyTorch to be looked at
+        is not, since a server that comes back has clients waiting. Raises `ConfigError` when it cannot be
+        read any more, as with a run of another version.
+        """
+        load_methods(*SERVER_PACKAGES)
+        source = Source("stored experiment")
+        values, problems = _parse_sections(config)
+        for section in ("strategy", "participation"):
+            if values[section] is not None:
+                values[section], found = check_method(section, values[section])
+                problems += found
+        if problems:
+            raise ConfigError("\n".join(f"{source.place(p.path)}: {p.message}" for p in problems))
+        experiment = cls(**values, label=label)
         experiment._source = source
         return experiment
 
@@ -92,6 +119,7 @@ class Experiment(Section):
             "strategy": _table(self.strategy.as_table()),
             "participation": _table(self.participation.as_table("model")),
             "simulation": _table(self.simulation.model_dump()),
+            "fleet": _table(self.fleet.model_dump()),
         }
         if self.link is not None:
             table["link"] = _table(self.link.as_table())
@@ -121,9 +149,8 @@ def _parse_sections(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Probl
             problems.append(Problem((name,), str(unknown_name("section", name, SECTIONS))))
         elif not isinstance(table, Mapping):
             problems.append(Problem((name,), f"{name} = {table!r}: this is a section; write [{name}]."))
-        elif name in ("run", "simulation"):
-            model = RunSection if name == "run" else SimulationSection
-            values[name], found = check_section(name, table, model)
+        elif name in FIXED:
+            values[name], found = check_section(name, table, FIXED[name])
             problems += found
         elif name in ("client", "strategies"):
             values[name] = dict(table)

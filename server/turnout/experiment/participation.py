@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from turnout.experiment.options import accepted_options, check_options
 from turnout.experiment.sections import Method
 from turnout.simulation import constant, given, label_correlated, two_group
 from turnout.simulation.participation import ParticipationModel
-from turnout.tasks import Task
-from turnout.wire import ConfigError, find, unknown_name
+from turnout.wire import ConfigError, NDArray, find, unknown_name
 
 _RULES: Final[Mapping[str, Callable[..., Any]]] = {
     "constant": constant,
@@ -18,6 +17,15 @@ _RULES: Final[Mapping[str, Callable[..., Any]]] = {
     "two-group": two_group,
 }
 _NOT_WRITTEN: Final = ("num_clients", "label_distribution")
+
+
+class Clients(Protocol):
+    """What participation depends on; a task is one."""
+
+    num_clients: int
+
+    def label_distribution(self) -> NDArray:
+        """Return each client's share of labels, shape (num_clients, classes)."""
 
 
 def check_probabilities(value: Any) -> Any:
@@ -62,7 +70,14 @@ def _check_rule(table: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, **defaults, **values}
 
 
-def build_participation(section: Method, task: Task, seed: int) -> ParticipationModel:
+def depends_on_data(section: Method) -> bool:
+    """Return whether the probabilities of ``section`` follow from what clients hold."""
+    written = section.options.get("probabilities")
+    rule = _RULES.get(str(written.get("kind"))) if isinstance(written, Mapping) else None
+    return rule is not None and "label_distribution" in accepted_options(rule)[0]
+
+
+def build_participation(section: Method, task: Clients, seed: int) -> ParticipationModel:
     """Return the participation model of ``section`` for the clients of ``task``.
 
     Raises `ConfigError` when it does not fit them.
@@ -88,7 +103,7 @@ def build_participation(section: Method, task: Task, seed: int) -> Participation
     return model
 
 
-def _vector(written: Any, task: Task, seed: int) -> Any:
+def _vector(written: Any, task: Clients, seed: int) -> Any:
     if isinstance(written, list):
         return given(written, num_clients=task.num_clients, allow_zero=True)
     if not isinstance(written, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +42,56 @@ class SimulationSection(Section):
     """``serial`` or ``threads``; the results are the same, bit for bit."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Threads to use; by default one per CPU."""
+
+
+class FleetSection(Section):
+    """How a server deals with remote clients; durations are in seconds, sizes in bytes."""
+
+    participation: Literal["experiment", "live"] = "experiment"
+    """``experiment``: the section ``participation`` says who takes part in a round, and a round waits for
+    those clients, so that a server run equals a simulated one. ``live``: whoever is connected takes part."""
+    min_clients: Annotated[int, Field(ge=1)] = 1
+    """A live round begins when so many clients are connected; a planned one goes on with so many of those
+    it names when ``wait`` is over."""
+    wait: Annotated[float, Field(gt=0)] | None = None
+    """Longest wait for the clients of a round; by default for ever."""
+    deadline: Annotated[float, Field(gt=0)] | None = None
+    """A round closes so long after its requests went out, if ``quorum`` replies are in."""
+    quorum: Annotated[int, Field(ge=1)] = 1
+    """Good replies that a round waits for beyond its deadline."""
+    enough: Annotated[float, Field(gt=0)] | None = None
+    """Good replies (a number, or up to 1.0 a share of the clients asked) that close a round at once."""
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """A round closes after this time whatever has come."""
+    reconnect: Annotated[float, Field(gt=0)] = 30.0
+    """A client whose connection is lost has this long to come back."""
+    upload_slots: Annotated[int, Field(ge=1)] = 4
+    """Replies received at the same time; each takes memory of its size."""
+    min_rate: Annotated[float, Field(gt=0)] = 64e3
+    """Bytes per second that an upload must sustain."""
+    stall: Annotated[float, Field(gt=0)] = 10.0
+    """How long an upload may be slower than that before its slot goes to another client."""
+    max_offences: Annotated[int, Field(ge=1)] = 3
+    """Refused replies and broken frames after which a client gets no more work."""
+    same_identity: Literal["newest", "refuse"] = "newest"
+    """A client that connects while it is connected replaces its older stream, or is refused."""
+    max_reply_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Largest reply; by default four times the request's arrays and 1 MiB."""
+    device: Annotated[str, Field(min_length=1)] | None = None
+    """Only clients on this device take part: ``cpu``, ``cuda``, or more of its name."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Only clients with all of these tags take part (``turnout client --tag KEY=VALUE``)."""
+    min_examples: Annotated[int, Field(ge=0)] = 0
+    """Only clients that say that they have so many examples take part."""
+
+    def eligible(self, attributes: Mapping[str, Any]) -> bool:
+        """Return whether a client with these ``attributes`` (device, examples, tags) may take part."""
+        device, tags = str(attributes.get("device", "")), attributes.get("tags", {})
+        return (
+            (self.device is None or device.startswith(self.device))
+            and all(tags.get(key) == value for key, value in self.tags.items())
+            and int(attributes.get("examples", 0)) >= self.min_examples
+        )
 
 
 class Method(Section):
