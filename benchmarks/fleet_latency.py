@@ -22,9 +22,9 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
-from turnout.server.fleet.server import new_event_loop
 from turnout.strategies import Callback, FedAvg, RoundReport
 from turnout.wire import as_array
+from turnout.wire.event_loop import new_event_loop
 
 PARAMETERS, PROCESSES = 250, 2
 
@@ -49,7 +49,8 @@ def fleet_clients(address: str, clients: list[int]) -> None:
         nodes = [Node(address, echo(), NodeOptions(name=f"n{c}", clients=[c])) for c in clients]
         await asyncio.gather(*(node.run() for node in nodes))
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())
 
 
 class Clock(Callback):
@@ -97,7 +98,8 @@ async def _bare_client(address: str, streams: int) -> None:
 
 
 def bare_clients(address: str, streams: int) -> None:
-    asyncio.run(_bare_client(address, streams))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_bare_client(address, streams))
 
 
 async def _bare(streams: int, rounds: int, pipe: Connection) -> None:

@@ -1,244 +1,188 @@
-"""Uploads with checks and fold, beside raw TCP and bare gRPC in the same run; server memory against the
-cohort.
+"""Uploads with checks and fold, and broadcasts, beside sockets and bare gRPC that move the same bytes.
 
-Prints one JSON line. Throughput is GB/s (1e9 bytes) from the first upload offered to the last reply folded;
-the medians of several rounds are compared.
+    python benchmarks/fleet_throughput.py [--megabytes 100] [--turns 9] [--quick]
+
+Prints one JSON line: for each figure the fleet's, its limit's and the median of the turns' ratios. GB are 1e9
+bytes of model. Every server is a process of its own and so is every client; the parties of a group take
+turns. An upload is timed from the moment when all clients may send until the last byte is received, and,
+for the fleet, checked and folded. A broadcast is timed until the last client has it; the fleet's clients have
+then copied it into a model and checked its checksum, the bare ones have dropped the frames.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
-import multiprocessing
-import socket
-import statistics
+import os
 import sys
-import threading
-import time
-from multiprocessing.connection import Connection
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-
-from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
-from turnout.server.fleet.options import FleetOptions
-from turnout.server.fleet.server import new_event_loop
-from turnout.strategies import FedAvg
-from turnout.wire import as_array
+from fleet_bare import Certificates, grpc_broadcast, grpc_upload, sockets
+from fleet_parties import Party, Sample, median_of, paired, rounded, take_turns
+from fleet_turnout import fleet_broadcast, fleet_upload
 
 MB = 1_000_000
-SPAWN = multiprocessing.get_context("spawn")
+Call = tuple[str, Callable[..., None], tuple[Any, ...]]
 
 
-def aligned_start() -> None:
-    """Sleep to the next common moment, so that all clients upload together."""
-    time.sleep(-time.time() % 0.5 + 0.25)
+def measure(calls: Sequence[Call], turns: int) -> dict[str, list[Sample]]:
+    """Return the samples of parties that take turns, by their names."""
+    with contextlib.ExitStack() as stack:
+        parties = [stack.enter_context(Party(target, *args, name=name)) for name, target, args in calls]
+        for party in parties:
+            party.ready()
+        samples = take_turns(parties, turns)
+    return {party.name: rows for party, rows in zip(parties, samples, strict=True)}
 
 
-def echo() -> ClientApp:
-    app = ClientApp()
+class Table:
+    """Rows of one group: a figure beside its limit."""
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        aligned_start()
-        metrics = MetricRecord({"num-examples": 1, "client-id": context.node_id})
-        return Message(
-            RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message
+    def __init__(self, samples: dict[str, list[Sample]], gigabytes: dict[str, float]) -> None:
+        self._samples = samples
+        self._gigabytes = gigabytes
+        self.rows: list[dict[str, Any]] = []
+
+    def rate(self, figure: str, ours: str, limit: str, target: float, ambitious: float | None = None) -> None:
+        """Add GB/s of ``ours`` as a share of ``limit``'s, which may move another number of bytes."""
+        scale = self._gigabytes[ours] / self._gigabytes[limit]
+        self._add(
+            figure,
+            self._rate(ours),
+            limit,
+            self._rate(limit),
+            scale * paired(self._samples[limit], self._samples[ours]),
+            f">= {target:g}",
+            ambitious,
         )
 
-    return app
-
-
-def fleet_client(address: str, clients: list[int]) -> None:
-    from turnout.client.node import run_node
-
-    run_node(address, echo(), clients, name=f"n{clients[0]}", workers=min(4, len(clients)))
-
-
-def fleet(clients: int, nbytes: int, rounds: int, processes: int) -> list[float]:
-    """Return GB/s of each round's uploads."""
-    arrays = ArrayRecord()
-    arrays["w"] = as_array(np.ones(nbytes // 4, np.float32))
-    begun: list[float] = []
-    ended: list[float] = []
-    with FleetServer(num_clients=clients) as server:
-        enqueue, decide = server.hub.slots.enqueue, server.hub.decide
-
-        def first(task: Any) -> None:
-            if len(begun) == len(ended):
-                begun.append(time.perf_counter())
-            enqueue(task)
-
-        last = [0.0]
-
-        def judged(verdicts: Any) -> None:
-            last[0] = time.perf_counter()
-            decide(verdicts)
-
-        server.hub.slots.enqueue, server.hub.decide = first, judged  # type: ignore[method-assign]
-        parts = [list(range(clients))[i::processes] for i in range(processes)]
-        workers = [SPAWN.Process(target=fleet_client, args=(server.address, part)) for part in parts]
-        for worker in workers:
-            worker.start()
-        grid = FleetGrid(server, min_clients=clients, wait=120)
-
-        class Clock(CommitCallback):
-            def on_round_end(self, report: Any) -> None:
-                assert all(row.outcome == "ok" for row in report.clients)
-                ended.append(last[0])
-                super().on_round_end(report)
-
-        FedAvg(num_clients=clients).start(
-            grid, arrays, num_rounds=rounds, timeout=300, callbacks=[Clock(grid)]
+    def cost(
+        self,
+        figure: str,
+        ours: str,
+        limit: str,
+        name: str,
+        target: float,
+        ambitious: float | None = None,
+        limit_name: str = "",
+    ) -> None:
+        """Add a cost per GB, in seconds, over the limit's."""
+        mine, theirs = self._samples[ours], self._samples[limit]
+        theirs = [{name: row[limit_name or name]} for row in theirs]
+        self._add(
+            figure,
+            median_of(mine, name) / self._gigabytes[ours],
+            limit,
+            median_of(theirs, name) / self._gigabytes[limit],
+            paired(mine, theirs, name) * self._gigabytes[limit] / self._gigabytes[ours],
+            f"<= {target:g}",
+            ambitious,
         )
-    for worker in workers:
-        worker.join(20)
-    return [clients * nbytes / 1e9 / (b - a) for a, b in zip(begun, ended, strict=True)][1:]
+
+    def _rate(self, party: str) -> float:
+        return self._gigabytes[party] / median_of(self._samples[party])
+
+    def _add(
+        self, figure: str, ours: float, limit: str, theirs: float, ratio: float, target: str, ambitious: Any
+    ) -> None:
+        row = {"figure": figure, "ours": ours, "limit": limit, "limit_value": theirs, "ratio": ratio,
+               "target": target}  # fmt: skip
+        if ambitious is not None:
+            row["ambitious"] = ambitious
+        self.rows.append(rounded(row))
+        print(self.rows[-1], file=sys.stderr)
 
 
-def tcp_client(port: int, nbytes: int, rounds: int) -> None:
-    block = bytes(1 << 20)
-    with socket.create_connection(("127.0.0.1", port)) as peer:
-        for _ in range(rounds):
-            aligned_start()
-            for _ in range(nbytes // len(block)):
-                peer.sendall(block)
-            peer.recv(1)
+def uploads(clients: int, size: int, turns: int) -> list[dict[str, Any]]:
+    """Plain uploads of ``clients`` clients beside TCP and bare gRPC."""
+    calls: list[Call] = [
+        ("fleet", fleet_upload, (clients, size)),
+        ("bare-grpc", grpc_upload, (clients, size)),
+        ("tcp", sockets, (clients, size)),
+    ]
+    table = Table(measure(calls, turns), dict.fromkeys(("fleet", "bare-grpc", "tcp"), clients * size / 1e9))
+    name = f"upload-{clients}"
+    if clients == 1:
+        table.rate(f"{name}-gb-per-s-of-tcp", "fleet", "tcp", 0.30, 0.35)
+    else:
+        table.rate(f"{name}-gb-per-s-of-tcp", "fleet", "tcp", 0.25, 0.30)
+    table.rate(f"{name}-gb-per-s-of-bare-grpc", "fleet", "bare-grpc", 0.80, 0.90)
+    table.cost(f"{name}-server-cpu-s-per-gb", "fleet", "bare-grpc", "cpu", 1.5, 1.3)
+    return table.rows
 
 
-def tcp(clients: int, nbytes: int, rounds: int) -> list[float]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    nbytes -= nbytes % (1 << 20)
-    workers = [SPAWN.Process(target=tcp_client, args=(port, nbytes, rounds)) for _ in range(clients)]
-    for worker in workers:
-        worker.start()
-    peers = [listener.accept()[0] for _ in range(clients)]
-    figures = []
-    for _ in range(rounds):
-        spans: list[tuple[float, float]] = []
-
-        def read(peer: socket.socket, spans: list[tuple[float, float]] = spans) -> None:
-            block, left, begun = bytearray(1 << 20), nbytes, 0.0
-            while left:
-                left -= peer.recv_into(block, min(left, len(block)))
-                begun = begun or time.perf_counter()
-            spans.append((begun, time.perf_counter()))
-
-        threads = [threading.Thread(target=read, args=(peer,)) for peer in peers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
-        figures.append(clients * nbytes / 1e9 / seconds)
-        for peer in peers:
-            peer.sendall(b".")
-    for worker in workers:
-        worker.join()
-    return figures[1:]
+def secure_uploads(clients: int, size: int, turns: int) -> list[dict[str, Any]]:
+    """Uploads under mutual TLS beside one ssl socket, bare gRPC under mutual TLS, and plain uploads."""
+    total = clients * size / 1e9
+    with tempfile.TemporaryDirectory(prefix="fleet-throughput-") as place:
+        certificates = Certificates.create(Path(place), clients)
+        calls: list[Call] = [
+            ("fleet-mtls", fleet_upload, (clients, size, certificates)),
+            ("ssl-socket-1-to-1", sockets, (1, size, certificates)),
+            ("bare-grpc-mtls", grpc_upload, (clients, size, certificates)),
+            ("fleet-plain", fleet_upload, (clients, size)),
+        ]
+        sizes = {name: total for name, _, _ in calls} | {"ssl-socket-1-to-1": size / 1e9}
+        table = Table(measure(calls, turns), sizes)
+    name = f"mtls-upload-{clients}"
+    table.rate(f"{name}-gb-per-s-of-ssl-socket", "fleet-mtls", "ssl-socket-1-to-1", 0.8, 1.0)
+    table.rate(f"{name}-gb-per-s-of-bare-grpc-mtls", "fleet-mtls", "bare-grpc-mtls", 0.8, 0.9)
+    table.rate(f"{name}-gb-per-s-of-plain", "fleet-mtls", "fleet-plain", 0.6)
+    return table.rows
 
 
-def bare_client(address: str, nbytes: int, rounds: int) -> None:
-    async def main() -> None:
-        block = bytes(1 << 20)
-        call: Any = grpc.aio.insecure_channel(address).stream_stream("/bare/Send")()
-        await call.write(b"hello")
-        for _ in range(rounds):
-            await asyncio.to_thread(aligned_start)
-            for _ in range(nbytes // len(block)):
-                await call.write(block)
-            await call.read()
-
-    asyncio.run(main())
-
-
-async def _bare(clients: int, nbytes: int, rounds: int, pipe: Connection) -> None:
-    nbytes -= nbytes % (1 << 20)
-    spans: asyncio.Queue[tuple[float, float]] = asyncio.Queue()
-    streams: list[Any] = []
-
-    async def send(_: object, context: Any) -> None:
-        await context.read()
-        streams.append(context)
-        for _ in range(rounds):
-            left, begun = nbytes, 0.0
-            while left:
-                left -= len(await context.read())
-                begun = begun or time.perf_counter()
-            spans.put_nowait((begun, time.perf_counter()))
-            await context.write(b".")
-
-    server = grpc.aio.server(options=FleetOptions().channel())
-    handler = grpc.stream_stream_rpc_method_handler(send)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", {"Send": handler}),))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    workers = [SPAWN.Process(target=bare_client, args=(address, nbytes, rounds)) for _ in range(clients)]
-    for worker in workers:
-        worker.start()
-    figures = []
-    for _ in range(rounds):
-        part = [await spans.get() for _ in range(clients)]
-        seconds = max(end for _, end in part) - min(begin for begin, _ in part)
-        figures.append(clients * nbytes / 1e9 / seconds)
-    pipe.send(figures[1:])
-    await server.stop(1)
-    for worker in workers:
-        worker.join(20)
-
-
-def bare_main(clients: int, nbytes: int, rounds: int, pipe: Connection) -> None:
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_bare(clients, nbytes, rounds, pipe))
-
-
-def rss_main(clients: int, nbytes: int, pipe: Connection) -> None:
-    with contextlib.redirect_stdout(sys.stderr):
-        fleet(clients, nbytes, 2, 2)
-    # Not getrusage: its peak includes the process that this one was forked from.
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    pipe.send(int(peak.split()[1]) / 1024)
-
-
-def apart(target: Any, *arguments: Any) -> Any:
-    """Return what ``target`` sends from a process of its own."""
-    mine, theirs = SPAWN.Pipe()
-    worker = SPAWN.Process(target=target, args=(*arguments, theirs))
-    worker.start()
-    result = mine.recv()
-    worker.join(30)
-    return result
+def broadcasts(clients: int, size: int, turns: int) -> tuple[list[dict[str, Any]], float]:
+    """Return the rows of a broadcast and the server's peak growth while it is sent, in MB."""
+    calls: list[Call] = [
+        ("fleet", fleet_broadcast, (clients, size)),
+        ("bare-grpc", grpc_broadcast, (clients, size)),
+    ]
+    samples = measure(calls, turns)
+    table = Table(samples, dict.fromkeys(samples, clients * size / 1e9))
+    name = f"broadcast-{clients}"
+    table.cost(f"{name}-s-per-gb", "fleet", "bare-grpc", "seconds", 1.15)
+    with_encoding = f"{name}-with-encoding-s-per-gb"
+    table.cost(with_encoding, "fleet", "bare-grpc", "encoded_seconds", 1.15, limit_name="seconds")
+    table.cost(f"{name}-server-cpu-s-per-gb", "fleet", "bare-grpc", "cpu", 1.5)
+    return table.rows, median_of(samples["fleet"], "growth_mb")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--cohorts", type=int, nargs="*", default=[4, 32])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the model (default 100)")
+    parser.add_argument("--turns", type=int, default=9, help="turns of every party (default 9)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--only", nargs="+", choices=["upload", "mtls", "broadcast"], default=None)
+    parser.add_argument("--quick", action="store_true", help="10 MB, 3 turns: whether it works, not how fast")
     options = parser.parse_args()
-    size, rows = options.megabytes * MB, []
-    for clients in (1, 4):
-        wire = statistics.median(tcp(clients, size, options.rounds))
-        limit = statistics.median(apart(bare_main, clients, size, options.rounds))
-        ours = statistics.median(fleet(clients, size, options.rounds, clients))
-        row = {"clients": clients, "gb_per_s": ours, "tcp_gb_per_s": wire, "bare_grpc_gb_per_s": limit}
-        row |= {"of_tcp": ours / wire, "of_bare_grpc": ours / limit}
-        rows.append({name: round(value, 3) for name, value in row.items()})
-        print(rows[-1], file=sys.stderr)
-    memory = {str(n): round(apart(rss_main, n, 40 * MB), 1) for n in options.cohorts}
-    peaks = list(memory.values())
-    result = {"benchmark": "fleet-throughput", "megabytes": options.megabytes, "rows": rows,
-              "server_peak_rss_mb_by_cohort_of_40_mb": memory}  # fmt: skip
-    if len(peaks) > 1:
-        result["rss_last_over_first"] = round(peaks[-1] / peaks[0], 3)
-    print(json.dumps(result))
+    if options.quick:
+        options.megabytes, options.turns = min(options.megabytes, 10), min(options.turns, 3)
+    size, turns, most = options.megabytes * MB, options.turns, max(options.clients)
+    groups = options.only or ["upload", "mtls", "broadcast"]
+    rows: list[dict[str, Any]] = []
+    growth: dict[int, float] = {}
+    if "upload" in groups:
+        for clients in options.clients:
+            rows += uploads(clients, size, turns)
+    if "mtls" in groups:
+        rows += secure_uploads(most, size, turns)
+    if "broadcast" in groups:
+        for clients in options.clients:
+            more, growth[clients] = broadcasts(clients, size, turns)
+            rows += more
+    result: dict[str, Any] = {"benchmark": "fleet-throughput", "megabytes": options.megabytes,
+                              "turns": turns, "cores": os.cpu_count(), "rows": rows}  # fmt: skip
+    if len(growth) > 1:
+        few, many = min(growth), max(growth)
+        share = (growth[many] - growth[few]) / (many - few) / options.megabytes
+        result["broadcast_growth_mb"] = growth
+        result["broadcast_growth_per_further_client_of_model"] = share
+        result["broadcast_growth_target"] = "<= 0.02"
+    print(json.dumps(rounded(result)))
 
 
 if __name__ == "__main__":

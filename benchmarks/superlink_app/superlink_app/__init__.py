@@ -1,0 +1,1 @@
+"""The Flower app that both sides of the SuperLink benchmark run."""
