@@ -93,6 +93,17 @@ def raw_client() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def round_of() -> Any:
+    """Return the class that runs a FedAvg round: ``round_of(server, clients, size, rounds=1)``."""
+    return _load("hostile_round").Round
+
+
+@pytest.fixture(scope="session")
+def fuzzing() -> ModuleType:
+    return _load("fuzzing")
+
+
+@pytest.fixture(scope="session")
 def initial() -> Callable[..., ArrayRecord]:
     """Return a maker of zero models of ``size`` float32 numbers in three tensors."""
 

@@ -1,4 +1,7 @@
-"""Deterministic stateful clients without torch, for SCAFFOLD: ``ADDRESS CLIENTS NAME STATE PAUSE``."""
+"""Deterministic stateful clients without torch, for SCAFFOLD: ``ADDRESS CLIENTS NAME STATE PAUSE``.
+
+Its clients keep a SCAFFOLD control variate: a state that is lost, or applied twice, changes the model.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,15 @@ def app(pause: float) -> ClientApp:
 
 
 if __name__ == "__main__":
+    import ctypes
+    import logging
+    import os
+
     from turnout.client.node import parse_clients, run_node
 
+    logging.basicConfig(level=os.environ.get("LEVEL", "ERROR"))
     address, clients, name, state_dir, pause = sys.argv[1:]
+    if fault := os.environ.get("FAULT_AT"):  # Kill this process before its N-th durable step.
+        ctypes.CDLL(None).fault_arm(*(ctypes.c_long(number) for number in (7, int(fault), 0, 0)))
     run_node(address, app(float(pause)), parse_clients(clients), name=name, state_dir=state_dir, workers=2,
-             max_backoff=1.0)  # fmt: skip
+             insecure=True, backoff=0.05, max_backoff=0.2)  # fmt: skip

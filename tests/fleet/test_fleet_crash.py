@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,12 +36,6 @@ def twin(stateful_app: Any, rounds: int, size: int = SIZE) -> str:
     return hashlib.sha256(strategy.x.tobytes()).hexdigest()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def stateful_app() -> Any:
     import importlib.util
@@ -58,85 +46,6 @@ def stateful_app() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.app(0.0)
-
-
-class Server:
-    """A server process that is killed and started again."""
-
-    def __init__(self, directory: Path, port: int, rounds: int) -> None:
-        self._command = [sys.executable, HERE / "server_process.py", directory, port, rounds, CLIENTS, SIZE]
-        self.lines: list[dict[str, Any]] = []
-        self.start()
-
-    def start(self) -> None:
-        command = [str(part) for part in self._command]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
-        self._reader.start()
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append(json.loads(line))
-
-    def committed(self) -> int:
-        return max((line["committed"] for line in self.lines if "committed" in line), default=0)
-
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.lines[-3:]
-            time.sleep(0.005)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-
-
-@pytest.fixture
-def run_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def start(port: int, rounds: int) -> Server:
-        (tmp_path / "run").mkdir(exist_ok=True)
-        made.append(Server(tmp_path / "run", port, rounds))
-        return made[-1]
-
-    yield start
-    for server in made:
-        if server.process.poll() is None:
-            server.kill()
-
-
-def test_a_server_killed_at_random_ends_with_the_undisturbed_model(
-    run_server: Callable[..., Server], spawn: Callable[..., Any], tmp_path: Path, stateful_app: Any
-) -> None:
-    kills, rounds = int(os.environ.get("TURNOUT_KILLS", "5")), 40
-    seed = int(os.environ.get("TURNOUT_SEED", "20261122"))
-    rng = random.Random(seed)
-    port = free_port()
-    server = run_server(port, rounds)
-    for at, clients in enumerate(("0-1", "2-3")):
-        spawn("scaffold_node.py", f"127.0.0.1:{port}", clients, f"n{at}", tmp_path / f"state{at}", 0.02)
-    lost = 0
-    for _ in range(kills):
-        before = server.committed()
-        server.wait_for(lambda: server.committed() > before or server.process.poll() is not None)
-        time.sleep(rng.uniform(0, 0.15))
-        if server.process.poll() is not None:
-            break
-        server.kill()
-        done = server.committed()
-        server.start()
-        server.wait_for(lambda: server.committed() > done or server.process.poll() is not None)
-        redone = [line["committed"] for line in server.lines if "committed" in line]
-        lost += redone.count(done) > 1
-    server.wait_for(lambda: any("model" in line for line in server.lines))
-    end = next(line for line in server.lines if "model" in line)
-    assert end["bad"] == []
-    assert end["model"] == twin(stateful_app, rounds), f"seed {seed}"
-    assert lost == 0
 
 
 @pytest.mark.parametrize("when", ["training", "upload", "before the acknowledgement"])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +17,7 @@ from turnout.wire.framing import (
     encode_chunk,
 )
 
-FUZZ = int(os.environ.get("TURNOUT_FUZZ", "2000"))
+EXAMPLES = 2000  # test_fuzz.py tries many more, less cleverly.
 uint64 = st.integers(0, 2**64 - 1)
 chunks = st.tuples(uint64, uint64, st.binary(max_size=400))
 
@@ -60,7 +58,7 @@ def test_other_orders_and_unknown_fields_are_read_by_protobuf(
     assert decode_client(trailing) == Chunk(payload, offset, memoryview(data))
 
 
-@settings(max_examples=FUZZ, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=64))
 def test_random_bytes_give_a_message_or_a_frame_error(raw: bytes) -> None:
     for decode, kind in ((decode_client, pb.ClientMessage), (decode_server, pb.ServerMessage)):
@@ -74,7 +72,7 @@ def test_random_bytes_give_a_message_or_a_frame_error(raw: bytes) -> None:
             assert (official.id, official.offset, official.data) == (message.id, message.offset, message.data)
 
 
-@settings(max_examples=FUZZ, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(chunks, st.data())
 def test_mutated_chunks_are_read_as_protobuf_reads_them(
     parts: tuple[int, int, bytes], data: st.DataObject
@@ -93,24 +91,6 @@ def test_mutated_chunks_are_read_as_protobuf_reads_them(
         assert official.chunk.data == message.data
     else:
         assert message == official or message != message  # NaN metrics differ from themselves.
-
-
-def test_mass_fuzz_by_seed() -> None:
-    """Many cheap mutations of real frames; hypothesis above finds the clever ones."""
-    rng = np.random.default_rng(20261122)
-    ready = pb.ClientMessage(ready=pb.Ready(task=5, head=b"abc" * 9, size=3, data=b"xyz"))
-    hello = pb.ClientMessage(hello=pb.Hello(name="n", clients=[pb.LogicalClient(tags={"a": "b"})]))
-    seeds = [encode_chunk(3, 5, bytes(40)), ready.SerializeToString(), hello.SerializeToString()]
-    refused = 0
-    for _ in range(max(FUZZ, 100_000 if os.environ.get("CI") else 20_000)):
-        frame = bytearray(seeds[rng.integers(len(seeds))])
-        for at in rng.integers(0, len(frame), rng.integers(1, 6)):
-            frame[at] = rng.integers(256)
-        try:
-            decode_client(bytes(frame[: rng.integers(1, len(frame) + 1)]))
-        except FrameError:
-            refused += 1
-    assert refused > 0
 
 
 def test_frames_beyond_the_limit_are_refused_unread() -> None:

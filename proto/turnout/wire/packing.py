@@ -236,7 +236,9 @@ def _check(spec: BlockSpec, seen: set[str]) -> None:
     if len(spec.name) > _MAX_NAME or spec.name in seen:
         raise LayoutError(f"array name {shown!r} is used twice or is longer than {_MAX_NAME} characters.")
     seen.add(spec.name)
-    if len(spec.shape) > _MAX_DIMENSIONS or any(not 0 <= length < 1 << 62 for length in spec.shape):
+    # NumPy refuses also empty arrays whose other lengths multiply to more than it can address.
+    extent = math.prod(length for length in spec.shape if length) * _ITEM_BYTES.get(spec.dtype, 1)
+    if len(spec.shape) > _MAX_DIMENSIONS or min(spec.shape, default=0) < 0 or extent >= 1 << 62:
         raise LayoutError(f"array {shown!r} has an impossible shape.")
     item = _ITEM_BYTES.get(spec.dtype) if spec.stype == NUMPY_STYPE else None
     if spec.stype == BF16_STYPE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
@@ -16,7 +16,7 @@ from turnout.wire.checksums import checksum
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import record_dict
 from turnout.wire.packing import BlockLayout, pack, unpack
-from turnout.wire.scalars import decode_scalars, encode_scalars
+from turnout.wire.scalars import encode_scalars, scalar_record
 
 INLINE_BYTES: Final = 16 << 10
 """A reply's body up to this size comes with its head and needs no upload slot."""
@@ -129,7 +129,7 @@ def parse_reply(
             plan.blocks[record.name] = (layout, begin)
             end = begin + layout.size
         else:
-            plan.scalars[record.name] = _scalars(record, kind)
+            plan.scalars[record.name] = scalar_record(record)
     if end > max_bytes or end != size:
         raise LayoutError(
             f"the reply announces {size} bytes, its layouts need {end}, the limit is {max_bytes}."
@@ -145,14 +145,6 @@ def _layout(block: pb.ArrayBlock, find: Callable[[bytes], BlockLayout | None]) -
     if not block.HasField("layout"):
         raise LayoutError("the reply names a layout that the request did not have.")
     return BlockLayout.parse(block.layout)
-
-
-def _scalars(record: pb.Record, kind: str) -> MetricRecord | ConfigRecord:
-    values: dict[str, Any] = decode_scalars(record.metrics if kind == "metrics" else record.config)
-    try:
-        return MetricRecord(values) if kind == "metrics" else ConfigRecord(values)
-    except (TypeError, ValueError) as error:
-        raise LayoutError(f"record {record.name[:64]!r} cannot be read: {error}") from error
 
 
 def _aligned(offset: int) -> int:

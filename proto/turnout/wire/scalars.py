@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
+from flwr.app import ConfigRecord, MetricRecord
 
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.errors import LayoutError
@@ -43,6 +44,16 @@ def decode_scalars(message: pb.Scalars) -> dict[str, Any]:
         else:
             values[entry.name] = _get(entry)
     return values
+
+
+def scalar_record(record: pb.Record) -> MetricRecord | ConfigRecord:
+    """Return a record of scalars. Raises `LayoutError` also for what Flower does not take in it."""
+    metrics = record.WhichOneof("kind") == "metrics"
+    values = decode_scalars(record.metrics if metrics else record.config)
+    try:
+        return MetricRecord(values) if metrics else ConfigRecord(values)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"record {record.name[:64]!r} cannot be read: {error}") from error
 
 
 def _set(entry: pb.Scalar, name: str, value: Any) -> None:

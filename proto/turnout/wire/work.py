@@ -17,7 +17,7 @@ from turnout.wire.errors import LayoutError
 from turnout.wire.flower import record_dict
 from turnout.wire.framing import chunk_frames
 from turnout.wire.packing import BlockLayout, pack, unpack
-from turnout.wire.scalars import decode_scalars, encode_scalars
+from turnout.wire.scalars import encode_scalars, scalar_record
 
 INLINE_BYTES: Final = 64 << 10
 """Arrays up to this size travel inside the offer."""
@@ -144,10 +144,8 @@ def decode_work(work: pb.Work, payload: Callable[[int], NDArray]) -> DecodedWork
                 raise LayoutError(f"record {record.name[:64]!r} arrived damaged: size or checksum differ.")
             layouts[block.layout_digest] = layout
             records[record.name] = unpack(layout, raw)
-        elif kind == "metrics":
-            records[record.name] = MetricRecord(decode_scalars(record.metrics))
         else:
-            records[record.name] = ConfigRecord(decode_scalars(record.config))
+            records[record.name] = scalar_record(record)
     return DecodedWork(work.message_type, work.group, work.server_round, record_dict(records), layouts)
 
 

@@ -30,6 +30,7 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else there.")]
 
 _PLAIN_WIDTH: Final = 120
+_SECURITY: Final = "turnout.server.fleet.security"
 
 
 class Output:
@@ -80,9 +81,11 @@ class Output:
 
     def __enter__(self) -> Output:
         root = logging.getLogger("turnout")
-        self._levels = {name: logging.getLogger(name).level for name in ("turnout", "flwr")}
+        self._levels = {name: logging.getLogger(name).level for name in ("turnout", "flwr", _SECURITY)}
         root.setLevel(logging.INFO if self.verbose else logging.ERROR)
         root.addHandler(self._handler)
+        if not self.verbose:  # Whoever runs a server must hear of someone who tries a foreign name.
+            logging.getLogger(_SECURITY).setLevel(logging.WARNING)
         # Flower brings its own handler; its talk of rounds would interleave with ours.
         logging.getLogger("flwr").setLevel(logging.INFO if self.verbose else logging.ERROR)
         return self

@@ -22,6 +22,7 @@ _LARGEST: Final = 1e16
 _LARGEST_METRIC: Final = 1e250
 _MAX_EXAMPLES: Final = 2**40
 _MAX_METRICS: Final = 256
+_MAX_METRIC_NAME: Final = 128
 
 
 @dataclass(slots=True)
@@ -255,6 +256,13 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     record = records[keys.METRICS] if keys.METRICS in records else next(iter(records.values()))
     if len(record) > _MAX_METRICS:
         raise ReplyRejected("too-many-metrics", f"{len(record)} metrics, at most {_MAX_METRICS} are read.")
+    for name in record:
+        # Names are stored and shown: no control characters, no marks that turn the text around.
+        if len(name) > _MAX_METRIC_NAME or not name.isprintable():
+            raise ReplyRejected(
+                "bad-metric",
+                f"metric name {name[:40]!r}: use at most {_MAX_METRIC_NAME} printable characters.",
+            )
     # Integers of any length are metrics to Flower as long as they do not travel.
     return {
         name: value

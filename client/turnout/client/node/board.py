@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 from flwr.clientapp import ClientApp
+from google.protobuf.message import DecodeError
 
 from turnout.client.node.journal import ClientJournal, Entry, OpenJournal, request_digest
 from turnout.client.node.runner import AppFailed, Federation, run_app
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import NDArray
 from turnout.wire.buffer_pool import BufferPool
-from turnout.wire.errors import LayoutError
-from turnout.wire.framing import Chunk
+from turnout.wire.framing import Chunk, FrameError
 from turnout.wire.replies import EncodedReply, encode_failure, encode_reply
 from turnout.wire.work import DecodedWork, decode_work, payload_ids
 
@@ -84,11 +84,18 @@ class TaskBoard:
     """
 
     def __init__(
-        self, app: ClientApp, open_journal: OpenJournal, pool: Executor, finished: Callable[[NodeTask], None]
+        self,
+        app: ClientApp,
+        open_journal: OpenJournal,
+        pool: Executor,
+        finished: Callable[[NodeTask], None],
+        *,
+        max_request_bytes: int = 16 << 30,
     ) -> None:
         self._app = app
         self._open_journal = open_journal
         self._pool = pool
+        self._max_bytes = max_request_bytes
         self._finished = finished
         self._federation = Federation("")
         self._hosted: dict[int, _Hosted] = {}
@@ -158,10 +165,17 @@ class TaskBoard:
             return
         if offer.client not in self._hosted:
             return
-        work = pb.Work.FromString(offer.work)
+        try:
+            work = pb.Work.FromString(offer.work)
+        except DecodeError as error:
+            raise FrameError(f"task {offer.id} is unreadable: {error}") from error
         task = NodeTask(offer, work, set())
         for record in work.records:
             block = record.arrays
+            if block.size > self._max_bytes:
+                raise FrameError(
+                    f"task {offer.id} brings {block.size} bytes, max_request_bytes is {self._max_bytes}."
+                )
             if record.WhichOneof("kind") == "arrays" and block.payload:
                 if block.payload not in self._payloads:
                     self._payloads[block.payload] = _Incoming(self._buffers.take(block.size), block.size)
@@ -178,7 +192,7 @@ class TaskBoard:
             return
         end = incoming.received + len(chunk.data)
         if chunk.offset != incoming.received or end > incoming.size:
-            raise LayoutError(
+            raise FrameError(
                 f"payload {chunk.id}: a chunk at {chunk.offset}, expected at {incoming.received}."
             )
         incoming.buffer[incoming.received : end] = np.frombuffer(chunk.data, np.uint8)

@@ -56,7 +56,13 @@ class Node:
         self._options = options
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="turnout-client")
         always = options.store_replies == "always"
-        self._board = TaskBoard(app, journals(options.state_dir, always=always), self._pool, self._finished)
+        self._board = TaskBoard(
+            app,
+            journals(options.state_dir, always=always),
+            self._pool,
+            self._finished,
+            max_request_bytes=options.max_request_bytes,
+        )
         self._session: Session | None = None
         self._stopping = asyncio.Event()
         self._reason = "the run is over"

@@ -57,6 +57,8 @@ class NodeOptions:
         Clients that work at the same time (default 1).
     max_rounds
         Leave after this many accepted training replies per client.
+    max_request_bytes
+        Longest array record that the server may send; more ends the stream.
     drain
         After a stop was asked for, time for tasks under way.
     connect_timeout
@@ -74,6 +76,7 @@ class NodeOptions:
     examples: Callable[[int, Mapping[str, Any]], int] | None = None
     tls: ClientTls | None = None
     insecure: bool = False
+    max_request_bytes: int = 16 << 30
     drain: float = 10.0
     connect_timeout: float | None = None
     keepalive: float = 10.0
