@@ -145,7 +145,7 @@ def _store(server: Server) -> RunStore:
 def test_a_paused_server_counts_nobody_as_lost(chaos: Chaos, judge: Judge) -> None:
     """Longer than every deadline and keepalive: what came meanwhile is heard before anyone is judged."""
     options = {"deadline": 3.0, "reconnect": 3.0, "stall": 3.0, "keepalive": 1.0, "keepalive_timeout": 2.0}
-    with chaos(rounds=4, pause=0.3, size=200, options=options, timeout=3) as (server, _):
+    with chaos(rounds=4, pause=0.3, size=20_000, options=options, timeout=3) as (server, _):
         server.start()
         server.wait_for("offered")
         server.signal(signal.SIGSTOP)

@@ -166,17 +166,24 @@ class RunRecorder(Callback):
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         try:
+            self._finish(error)
+        except Exception as another:
             if error is None:
-                self.store.finish(
-                    self.run.id, "finished", seconds=self.seconds, model_sha256=self.model_sha256
-                )
-            elif isinstance(error, KeyboardInterrupt):
-                self.store.finish(self.run.id, "interrupted", seconds=self.seconds)
-            else:
-                reason = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
-                self.store.finish(self.run.id, "failed", seconds=self.seconds, error=reason)
+                raise
+            # A full disk, say, is told as what it first was.
+            _log.error("run %s: how it ended could not be written: %s", self.run.id, another)
         finally:
             self.directory.release()
+
+    def _finish(self, error: BaseException | None) -> None:
+        finish, run = self.store.finish, self.run.id
+        if error is None:
+            finish(run, "finished", seconds=self.seconds, model_sha256=self.model_sha256)
+        elif isinstance(error, KeyboardInterrupt):
+            finish(run, "interrupted", seconds=self.seconds)
+        else:
+            reason = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+            finish(run, "failed", seconds=self.seconds, error=reason)
 
     def record_initial(self, metrics: Mapping[str, float]) -> None:
         """Record the evaluation of the initial model as round 0."""

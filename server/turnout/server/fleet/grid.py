@@ -202,7 +202,7 @@ class FleetGrid(LocalRunGrid):
         self, exchange: Exchange, timeout: float | None, trains: bool
     ) -> Generator[Message, None, None]:
         options = self.server.options
-        started = time.monotonic()
+        started = self._now()
         hard = math.inf if timeout is None else started + timeout
         soft = hard if options.deadline is None else min(hard, started + options.deadline)
         missing, good = len(exchange.tasks), 0
@@ -210,9 +210,9 @@ class FleetGrid(LocalRunGrid):
         try:
             while missing and good < needed:
                 limit = soft if good >= min(options.quorum, needed) else hard
-                delivery = self._next(exchange, limit, soft)
+                delivery = self._next(exchange, limit)
                 if delivery is None:
-                    if time.monotonic() >= hard or good >= options.quorum:
+                    if self._now() >= limit:
                         break
                     continue
                 missing -= 1
@@ -224,9 +224,9 @@ class FleetGrid(LocalRunGrid):
         finally:
             self._close(exchange, settled=missing == 0)
 
-    def _next(self, exchange: Exchange, limit: float, soft: float) -> Delivery | None:
+    def _next(self, exchange: Exchange, limit: float) -> Delivery | None:
         """Return the next delivery, None when ``limit`` has passed and the network was heard once more."""
-        now = time.monotonic()
+        now = self._now()
         seconds = None if limit == math.inf else max(0.0, limit - now)
         delivery = _take(exchange, seconds)
         if delivery is None:
@@ -234,6 +234,10 @@ class FleetGrid(LocalRunGrid):
             self.server.wait_for(_settle(), 10)
             delivery = _take(exchange, 0)
         return delivery
+
+    def _now(self) -> float:
+        """Return the time in which this process could work."""
+        return time.monotonic() - self.server.paused
 
     def _close(self, exchange: Exchange, *, settled: bool) -> None:
         self._send_verdicts()

@@ -30,6 +30,10 @@ log = logging.getLogger("turnout.server.fleet")
 T = TypeVar("T")
 _START_SECONDS: Final = 30.0
 _REVOCATION_SECONDS: Final = 0.5
+_CLOCK_SECONDS: Final = 0.25
+_PAUSE_SECONDS: Final = 0.75
+_TICK_SECONDS: Final = 0.01
+_LAST_SECONDS: Final = 0.2
 
 
 class FleetServer:
@@ -95,6 +99,8 @@ class FleetServer:
         self._stopping: asyncio.Event | None = None
         self._reconnect, self._grace = False, 5.0
         self.port = 0
+        self.paused = 0.0
+        """Seconds in which this process was stopped, or its machine asleep: nobody was late in them."""
 
     @property
     def address(self) -> str:
@@ -147,8 +153,8 @@ class FleetServer:
     def __enter__(self) -> FleetServer:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop(reconnect=kind is not None)  # After an error the run may go on.
 
     def _main(self, report: Callable[[BaseException | None], None]) -> None:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -179,20 +185,34 @@ class FleetServer:
             log.warning("%s is open to other machines in plain text: models can be read and changed on their "
                         "way, and nobody's name is checked.", self.address)  # fmt: skip
         report(None)
-        watching = asyncio.create_task(self._watch_revocations())
+        watching = [asyncio.create_task(self._watch_revocations()), asyncio.create_task(self._watch_clock())]
         await self._stopping.wait()
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         self._servicer.draining = True
         await state.enter_graceful_shutdown()
         farewell = pb.Farewell(reason="the server stops.", reconnect=self._reconnect)
         for connection in set(self.hub.connections.values()):
             connection.close(farewell=farewell)
-        await server.stop(self._grace)
+        deadline = asyncio.get_running_loop().time() + self._grace
+        while self.hub.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_TICK_SECONDS)
+        await server.stop(_LAST_SECONDS)  # Whoever watches our health would keep us for ever.
 
     async def _watch_revocations(self) -> None:
         while True:
             await asyncio.sleep(_REVOCATION_SECONDS)
             self._servicer.apply_revocations()
+
+    async def _watch_clock(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(_CLOCK_SECONDS)
+            late = loop.time() - before - _CLOCK_SECONDS
+            if late > _PAUSE_SECONDS:
+                self.paused += late
+                log.warning("this process did not run for %.1f seconds; deadlines wait as long.", late)
 
 
 def is_loopback(address: str) -> bool:

@@ -53,7 +53,9 @@ class FleetCollector(Collector):
         ):
             yield GaugeMetricFamily(f"turnout_{name}", text, value=value)
         uploads = GaugeMetricFamily(
-            "turnout_upload_slots", "Slots for receiving replies, by what they do, and replies that wait for one.", labels=("state",)
+            "turnout_upload_slots",
+            "Slots for receiving replies, by what they do, and replies that wait for one.",
+            labels=("state",),
         )
         uploads.add_metric(("busy",), slots.busy)
         uploads.add_metric(("waiting",), slots.waiting)
