@@ -15,7 +15,9 @@ def pieces(data: bytes, cuts: list[int]) -> list[memoryview]:
     return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7])
+@pytest.mark.parametrize(
+    "size", [0, 1, 100, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7]
+)
 def test_where_the_pieces_are_cut_does_not_matter(size: int) -> None:
     data = random.Random(size).randbytes(size)
     rng = random.Random(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -199,8 +199,10 @@ def _content(name: str, array: Array) -> tuple[BlockSpec, memoryview]:
     return spec, content.reshape(-1).view(np.uint8).data
 
 
-def _merged(pieces: Iterable[memoryview]) -> list[memoryview]:
+def _merged(pieces: list[memoryview]) -> list[memoryview]:
     """Join neighbouring views of one block, which a model's tensors mostly are, into one."""
+    if len(pieces) < 2:
+        return pieces
     groups: list[
         tuple[memoryview, object, int, int]
     ] = []  # First piece, its owner, where it begins and ends.

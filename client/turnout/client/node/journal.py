@@ -131,12 +131,13 @@ class ClientJournal:
 
 def request_digest(work: pb.Work) -> str:
     """Return a digest of what is asked, which an equal request of a restarted server has too."""
+    if not any(record.arrays.payload for record in work.records):
+        return hashlib.sha256(work.SerializeToString(deterministic=True)).hexdigest()
     same = pb.Work()
     same.CopyFrom(work)
-    for record in same.records:
-        if record.WhichOneof("kind") == "arrays":  # Numbered anew by each server; the checksum stays.
+    for record in same.records:  # Numbered anew by each server; the checksum stays.
+        if record.arrays.payload:
             record.arrays.payload = 0
-            record.arrays.data = b""
     return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
 
 

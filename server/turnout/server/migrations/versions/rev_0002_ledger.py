@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,14 +12,15 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_ROUNDS = (
+_Columns = tuple[tuple[str, type[sa.types.TypeEngine[Any]]], ...]
+_ROUNDS: _Columns = (
     ("model_before_sha256", sa.Text),
     ("model_sha256", sa.Text),
     ("checkpoint_seconds", sa.Double),
     ("sent_bytes", sa.BigInteger),
     ("received_bytes", sa.BigInteger),
 )
-_CLIENT_ROUNDS = (
+_CLIENT_ROUNDS: _Columns = (
     ("task", sa.BigInteger),
     ("attempt", sa.BigInteger),
     ("reply_crc32", sa.BigInteger),
