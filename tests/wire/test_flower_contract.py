@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -126,6 +127,35 @@ class TestMessages:
         assert context.state is state
         assert (context.node_id, context.node_config["partition-id"], context.run_config["lr"]) == (9, 3, 0.1)
         assert len(new_context(node_id=1, node_config={}).state) == 0
+
+    @pytest.mark.parametrize("kind", ["train", "evaluate", "query", "train.anchor"])
+    def test_messages_made_directly_equal_those_made_by_flower(self, kind: str) -> None:
+        sent = content()
+        ours = request(sent, dst_node_id=2**64 - 1, message_type=kind, group_id="7")
+        theirs = Message(sent, dst_node_id=2**64 - 1, message_type=kind, group_id="7")
+        self.equal(ours, theirs)
+        for message in (ours, theirs):
+            stamp(message, "asked")
+        self.equal(reply(sent, to=ours), Message(sent, reply_to=theirs))
+        assert message_from_proto(message_to_proto(ours)).metadata.message_type == kind
+
+    @staticmethod
+    def equal(ours: Message, theirs: Message) -> None:
+        assert set(ours.__dict__) == set(theirs.__dict__)
+        assert ours.content is theirs.content
+        assert not ours.has_error()
+        mine, its = dict(ours.metadata.__dict__), dict(theirs.metadata.__dict__)
+        for name in ("_created_at", "_ttl"):
+            assert mine.pop(name) == pytest.approx(its.pop(name), abs=1.0)
+        assert mine == its
+
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [({"message_type": "no such"}, "Invalid message type"), ({"content": {"a": 1}}, "Invalid arguments")],
+    )
+    def test_what_is_no_message_for_flower_is_none_here(self, wrong: dict[str, Any], said: str) -> None:
+        with pytest.raises((ValueError, TypeError), match=said):
+            request(**{"content": RecordDict(), "dst_node_id": 1, **wrong})
 
     def test_records_made_directly_equal_those_made_by_flower(self) -> None:
         arrays = {"w": as_array(np.arange(3.0)), "b": as_array(np.zeros(()))}

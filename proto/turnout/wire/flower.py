@@ -7,8 +7,9 @@ types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from flwr.app import (
     Error,
     Message,
     MessageType,
+    Metadata,
     MetricRecord,
     RecordDict,
 )
@@ -77,11 +79,37 @@ def request(
     group_id: str = "",
     message_id: str = "",
 ) -> Message:
-    """Return an instruction message from the server to node ``dst_node_id``, on any engine."""
+    """Return an instruction message from the server to node ``dst_node_id``, on any engine.
+
+    Raises Flower's errors for what cannot be a message.
+    """
     ensure_identity()
-    message = Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
-    if message_id:
-        stamp(message, message_id)
+    if type(content) is not RecordDict or type(dst_node_id) is not int:
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id)
+    fields = _instruction(message_type, TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id)
+    return _message(
+        content,
+        fields
+        | {
+            "_dst_node_id": dst_node_id,
+            "_group_id": group_id,
+            "_message_id": message_id,
+            "_created_at": time.time(),
+        },
+    )
+
+
+@lru_cache(maxsize=64)
+def _instruction(message_type: str, *identity: int) -> dict[str, Any]:
+    """Return the metadata that Flower gives such a message: it checks them for long, here once for all."""
+    message = Message(RecordDict(), dst_node_id=0, message_type=message_type)
+    return dict(message.metadata.__dict__)
+
+
+def _message(content: RecordDict, fields: Mapping[str, Any]) -> Message:
+    metadata, message = Metadata.__new__(Metadata), Message.__new__(Message)
+    metadata.__dict__.update(fields)
+    message.__dict__.update(_metadata=metadata, _content=content, _error=None)
     return message
 
 
@@ -92,7 +120,22 @@ def stamp(message: Message, message_id: str) -> None:
 
 def reply(content: RecordDict, *, to: Message) -> Message:
     """Return the reply of the node that received ``to``."""
-    return Message(content, reply_to=to)
+    asked, now = to.metadata.__dict__, time.time()
+    return _message(
+        content,
+        asked
+        | {
+            "_message_id": "",
+            "_reply_to_message_id": asked["_message_id"],
+            "_src_node_id": asked["_dst_node_id"],
+            "_dst_node_id": asked["_src_node_id"],
+            "_src_task_id": asked["_dst_task_id"],
+            "_dst_task_id": asked["_src_task_id"],
+            "_created_at": now,
+            "_ttl": asked["_created_at"] + asked["_ttl"] - now,
+            "_delivered_at": "",
+        },
+    )
 
 
 def error_reply(to: Message, reason: str, code: int = CLIENT_APP_RAISED) -> Message:

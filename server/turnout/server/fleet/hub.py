@@ -32,6 +32,7 @@ log = logging.getLogger("turnout.server.fleet")
 _REMEMBERED: Final = 100_000
 _MAX_DETAIL: Final = 500
 _ACK_SECONDS: Final = 0.05
+_LONGEST_ACK_SECONDS: Final = 1.0
 Outcome = tuple[str, str, str]  # Outcome, reason, detail.
 
 
@@ -50,7 +51,7 @@ class Hub:
         self.progressed: Callable[[int, Mapping[str, float]], None] = lambda client, metrics: None
         self._tasks: dict[int, Task] = {}
         self._by_client: dict[int, dict[int, Task]] = {}
-        self._flushing = False
+        self._flushing: asyncio.TimerHandle | None = None
         # By task: its client, its outcome, and whether the client may know it (what it got is durable).
         self._decided: OrderedDict[int, tuple[int, Outcome, bool]] = OrderedDict()
 
@@ -146,6 +147,7 @@ class Hub:
             payload.retire()
         for connection in set(self.connections.values()):
             connection.release(payloads)
+        self._flush_in(_ACK_SECONDS)
 
     def decide(self, verdicts: Sequence[Verdict]) -> None:
         """Note what the strategy made of delivered replies and free their slots."""
@@ -154,11 +156,13 @@ class Hub:
             if verdict.outcome == "rejected":
                 self._offend(verdict.task.client, verdict.reason)
             self._decide(verdict.task, (verdict.outcome, verdict.reason, verdict.detail), tell=verdict.tell)
+        self._flush_in(_LONGEST_ACK_SECONDS)
 
     def acknowledge(self, tasks: Sequence[Task]) -> None:
         """Tell the clients of decided ``tasks`` their outcomes, with the next offers: nobody waits."""
         for task in tasks:
             self._tell(task.id)
+        self._flush_in(_ACK_SECONDS)
 
     def _offer(self, task: Task, connection: Connection) -> None:
         if task.stage is Stage.DELIVERED:
@@ -335,6 +339,7 @@ class Hub:
         self.counters.replies["duplicate" if outcome == "accepted" else "late"] += 1
         if known or outcome != "accepted":
             self._ack(connection, task_id, outcome, reason, detail)
+            self._flush_in(_ACK_SECONDS)
 
     def _reject(self, task: Task, error: LayoutError | ReplyRejected) -> None:
         reason = error.reason if isinstance(error, ReplyRejected) else "wrong-layout"
@@ -357,14 +362,19 @@ class Hub:
         if outcome != "accepted":
             connection.send(ack=ack)
             return
-        # Mostly the next offer is about to be written: both then go as one frame, which is half the work.
+        # Mostly the next offer follows soon: both then go as one frame, which is half the work.
         connection.send_later(ack=ack)
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_later(_ACK_SECONDS, self._flush)
+
+    def _flush_in(self, seconds: float) -> None:
+        """Send acknowledgements that wait, within ``seconds``."""
+        loop = asyncio.get_running_loop()
+        if self._flushing is None or self._flushing.when() > loop.time() + seconds:
+            if self._flushing is not None:
+                self._flushing.cancel()
+            self._flushing = loop.call_later(seconds, self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
+        self._flushing = None
         for connection in set(self.connections.values()):
             connection.outbox.flush()
 
