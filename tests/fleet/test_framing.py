@@ -15,6 +15,7 @@ from turnout.wire.framing import (
     decode_client,
     decode_server,
     encode_chunk,
+    encode_offer,
 )
 
 EXAMPLES = 2000  # test_fuzz.py tries many more, less cleverly.
@@ -110,3 +111,15 @@ def test_pieces_are_cut_into_full_chunks(sizes: list[int]) -> None:
     assert [frame.offset for frame in frames] == [i * CHUNK_BYTES for i in range(len(frames))]  # type: ignore[union-attr]
     whole = np.concatenate([*pieces, np.empty(0, np.uint8)]).tobytes()
     assert b"".join(frame.data for frame in frames) == whole  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
+def test_an_offer_is_what_protobuf_writes(size: int) -> None:
+    task = pb.TaskOffer(id=2**40, attempt=3, client=7, base_round=5, keep_round=4)
+    work = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    frame = encode_offer(task, work)
+    message = pb.ServerMessage.FromString(frame)
+    task.work = work
+    assert message == pb.ServerMessage(task=task)
+    if size:  # Protobuf leaves an empty field out.
+        assert frame == pb.ServerMessage(task=task).SerializeToString()

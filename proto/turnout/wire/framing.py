@@ -25,6 +25,8 @@ _TAG_CHUNK: Final = 0x0A  # Field 1, length-delimited, in both directions.
 _TAG_ID: Final = 0x08
 _TAG_OFFSET: Final = 0x10
 _TAG_DATA: Final = 0x1A
+_TAG_TASK: Final = 0x22  # ServerMessage.task
+_TAG_WORK: Final = 0x32  # TaskOffer.work, its last field.
 _MAX_UINT64: Final = (1 << 64) - 1
 M = TypeVar("M", pb.ClientMessage, pb.ServerMessage)
 
@@ -55,6 +57,19 @@ def encode_chunk(payload_id: int, offset: int, data: bytes | memoryview) -> byte
     frame = bytearray((_TAG_CHUNK,))
     _write_varint(frame, len(head) + size)
     return b"".join((frame, head, data))
+
+
+def encode_offer(task: pb.TaskOffer, work: bytes) -> bytes:
+    """Return the frame that offers ``task`` with ``work``, which tasks share and protobuf would copy twice.
+
+    Byte for byte what protobuf writes for the task with its field ``work`` set.
+    """
+    head = task.SerializeToString()
+    field = bytearray((_TAG_WORK,))
+    _write_varint(field, len(work))
+    frame = bytearray((_TAG_TASK,))
+    _write_varint(frame, len(head) + len(field) + len(work))
+    return b"".join((frame, head, field, work))
 
 
 def join_frames(frames: list[bytes]) -> bytes:

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire.framing import encode_offer
 from turnout.wire.outbox import Outbox
-from turnout.wire.work import Payload
+from turnout.wire.work import EncodedWork, Payload
 
 
 class Connection:
@@ -36,12 +37,12 @@ class Connection:
         """Send a short message with the next one, or after ``outbox.flush()``."""
         self.outbox.send_later(pb.ServerMessage(**body).SerializeToString())  # type: ignore[arg-type]
 
-    def offer(self, task: pb.TaskOffer, payloads: Sequence[Payload]) -> int:
-        """Send an offer and those of its payloads that this stream has not had; return their bytes."""
+    def offer(self, task: pb.TaskOffer, work: EncodedWork) -> int:
+        """Send an offer and those of its payloads that this stream has not had; return the bytes."""
         # Before its payloads, which are longer.
-        self.send(task=task)
-        sent = 0
-        for payload in payloads:
+        self.outbox.send(encode_offer(task, work.head))
+        sent = len(work.head)
+        for payload in work.payloads:
             if payload.id not in self._payloads:
                 self._payloads.add(payload.id)
                 self.outbox.stream(payload.unless_retired())

@@ -175,9 +175,8 @@ class Hub:
             client=task.client,
             base_round=self.base_rounds.get(task.client, 0),
             keep_round=self.keep_rounds.get(task.client, 0),
-            work=task.work.head,
         )
-        self.counters.sent_bytes += len(offer.work) + connection.offer(offer, task.work.payloads)
+        self.counters.sent_bytes += connection.offer(offer, task.work)
 
     def _decide(self, task: Task, outcome: Outcome, *, tell: bool) -> None:
         self.slots.free(task)
