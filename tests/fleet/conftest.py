@@ -19,6 +19,9 @@ from flwr.app import ArrayRecord
 from turnout.wire import as_array
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE)]
+
+from fleet_commands import EXPERIMENT, Command, Turnout  # noqa: E402 - found by the line above
 
 
 def _load(name: str) -> ModuleType:
@@ -121,3 +124,26 @@ def initial() -> Callable[..., ArrayRecord]:
 def digest() -> Callable[[Any], str]:
     """Return the hash of a strategy's model."""
     return lambda strategy: hashlib.sha256(np.ascontiguousarray(strategy.x).tobytes()).hexdigest()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "small.toml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+@pytest.fixture
+def turnout(place: Path) -> Iterator[Turnout]:
+    """Start commands in ``place``; what is left of them ends with the test."""
+    started: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        words = [str(argument) for argument in arguments]
+        started.append(Command(place, f"{len(started)}-{words[0]}", words))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            command.process.kill()
+        command.process.communicate()
