@@ -267,14 +267,23 @@ class Server:
         clients, size = int(self.config["clients"]), int(self.config["size"])
         strategy, grid = Scaffold(num_clients=clients), undisturbed(clients)
         replay = Replay(strategy=strategy, grid=grid, arrays=zeros(size))
+        told = acknowledged(self.store.parent)
         with RunStore(self.store, create=False) as store:
-            return check_ledger(store, store.runs(limit=1)[0].id, replay=replay)
+            return check_ledger(store, store.runs(limit=1)[0].id, replay=replay, acknowledged=told)
 
     def finish(self, seconds: float = 120) -> str:
         """Let the newest process run to its end; return the model's hash."""
         model = str(self.wait_for("finished", seconds)["finished"])
         assert self.wait() == 0
         return model
+
+
+def acknowledged(folder: Path) -> list[tuple[int, int]]:
+    """Return the (client, round) pairs of which nodes were told that the reply counts."""
+    lines = [
+        line for file in folder.glob("state-*/acknowledged.txt") for line in file.read_text().splitlines()
+    ]
+    return [(int(client), int(number)) for client, number in (line.split() for line in lines)]
 
 
 class Fleet:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from chaos_faults import kill_at_random, operations, sweep
-from chaos_harness import Fault, Server, half_files, with_shim
+from chaos_harness import Fault, Server, acknowledged, half_files, with_shim
 
 from turnout.server.store import RunStore
 
@@ -32,6 +32,7 @@ def test_killed_at_random_the_run_ends_as_if_undisturbed(
         model = server.finish()
         print(figures.document())
         assert (figures.kills, figures.rounds_lost) == (kills, 0)
+        assert len(acknowledged(server.store.parent)) >= rounds  # The ledger is held against these.
         judge(server, rounds, model)
 
 

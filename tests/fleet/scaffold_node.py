@@ -5,9 +5,11 @@ Its clients keep a SCAFFOLD control variate: a state that is lost, or applied tw
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -39,15 +41,31 @@ def app(pause: float) -> ClientApp:
     return made
 
 
+class Acknowledged(logging.Handler):
+    """Keeps in a file, which outlives the process, what clients were told to count: ``CLIENT ROUND``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.DEBUG)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).endswith("the reply counts"):
+            self._file.write("{} {}\n".format(*record.args))
+
+
 if __name__ == "__main__":
     import ctypes
-    import logging
     import os
 
     from turnout.client.node import parse_clients, run_node
 
     logging.basicConfig(level=os.environ.get("LEVEL", "ERROR"))
     address, clients, name, state_dir, pause = sys.argv[1:]
+    nodes_log = logging.getLogger("turnout.client.node")
+    nodes_log.setLevel(logging.DEBUG)
+    nodes_log.addHandler(Acknowledged(Path(state_dir) / "acknowledged.txt"))
+    logging.getLogger().handlers[0].setLevel(os.environ.get("LEVEL", "ERROR"))
     if fault := os.environ.get("FAULT_AT"):  # Kill this process before its N-th durable step.
         ctypes.CDLL(None).fault_arm(*(ctypes.c_long(number) for number in (7, int(fault), 0, 0)))
     run_node(address, app(float(pause)), parse_clients(clients), name=name, state_dir=state_dir, workers=2,

@@ -228,6 +228,7 @@ class TaskBoard:
             hosted = self._hosted[task.offer.client]
             hosted.rounds += 1
             hosted.journal.accepted(task.work.server_round)
+            log.debug("client %s, round %s: the reply counts", task.offer.client, task.work.server_round)
         elif ack.outcome != pb.OUTCOME_ACCEPTED:
             log.warning("client %s, round %s: the reply is refused, %s: %s",
                         task.offer.client, task.work.server_round, ack.reason, ack.detail)  # fmt: skip
