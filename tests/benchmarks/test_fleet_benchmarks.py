@@ -63,6 +63,14 @@ def test_broadcasts() -> None:
     assert math.isfinite(result["broadcast_growth_per_further_client_of_model"])
 
 
+def test_latency() -> None:
+    result = run("fleet_latency", "--quick")
+    assert [row["clients"] for row in result["rows"]] == [1, 4]
+    for row in result["rows"]:
+        for name in ("round_p50_ms", "bare_p50_ms", "ratio"):
+            assert is_ratio(row[name]), row
+
+
 def test_memory() -> None:
     result = run("fleet_memory", "--cohorts", "2", "5", "--megabytes", "1")
     assert [row["clients"] for row in result["rows"]] == [2, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,62 @@ from turnout.strategies import Scaffold
 
 Judge = Callable[[Server, int, str], None]
 Chaos = Callable[..., Any]
+Step = tuple[str, str, int]  # Operation, kind of file, and its number among those on that file.
 
 
 @pytest.mark.usefixtures("shim")
 def test_a_node_killed_before_every_step_of_its_journal(chaos: Chaos, judge: Judge, tmp_path: Path) -> None:
     """State and reply are one file: a node that dies anywhere applies no round twice and loses none."""
-    rounds, steps = 24, 10  # A round's entry takes 7 to 9: writes, syncs, renaming, forgetting the oldest.
-    log = tmp_path / "steps"
+    rounds, log = 40, tmp_path / "steps"
     environment = with_shim(tmp_path / "state-n0", log=log)
     with chaos(rounds=rounds, nodes=False, clients=2) as (server, fleet):
         fleet.start("1")
         server.start()
-        for step in range(1, steps + 1):
-            node = fleet.start("0", environment={**environment, "FAULT_AT": str(step)})
-            assert node.wait(60) == -9, f"step {step}"
-        hit = operations(log)
-        print(f"steps of the journal killed {steps}/{steps}: {dict(hit)}")
-        assert {"write", "fsync", "rename"} <= set(hit)
+        node = fleet.start("0", environment={**environment, "FAULT_AT": "0"})  # Counts only.
+        until(lambda: server.life.committed >= 4, what=lambda: server.life.lines[-3:])
+        node.kill()
+        node.wait(10)
+        entry = _last_entry(log)
+        assert {"write", "fsync", "rename", "unlink"} <= {operation for operation, _, _ in entry}
+        log.write_text("")
+        at, died = 0, set[Step]()
+        # A life may first remove what the last death left, so a step of the entry comes a little later.
+        while not entry <= died:
+            at += 1
+            assert at <= 2 * len(entry), f"never killed at {entry - died}"
+            node = fleet.start("0", environment={**environment, "FAULT_AT": str(at)})
+            assert node.wait(60) == -9, f"step {at}"
+            died = _deaths(log)
+        print(f"killed {at} times, at all {len(entry)} steps of an entry: {dict(operations(log))}")
         fleet.start("0")
         judge(server, rounds, server.finish())
+
+
+def _last_entry(log: Path) -> set[Step]:
+    """Return the journal's steps in the last whole round of an undisturbed life, from the shim's log."""
+    lines = log.read_text().splitlines()
+    told = [at for at, line in enumerate(lines) if line.endswith("/acknowledged.txt")]  # Ends a round.
+    assert len(told) > 2, lines
+    return set(_steps(lines[told[-2] + 1 : told[-1]]))
+
+
+def _deaths(log: Path) -> set[Step]:
+    """Return the steps at which the lives ended."""
+    lives: list[list[str]] = []
+    for line in log.read_text().splitlines():
+        if line.startswith("1 "):
+            lives.append([])
+        lives[-1].append(line)
+    return {_steps(life)[-1] for life in lives}
+
+
+def _steps(lines: list[str]) -> list[Step]:
+    counted, steps = Counter[tuple[str, str]](), []
+    for line in lines:
+        _, operation, path = line.split()
+        counted[operation, path] += 1
+        steps.append((operation, Path(path).suffix, counted[operation, path]))
+    return steps
 
 
 @pytest.fixture

@@ -151,6 +151,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def test_without_a_bug_all_these_tests_are_green(planted: Path) -> None:
+    done = _run_tests(list(dict.fromkeys(bug.test for bug in BUGS)), planted)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
+
+
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_a_planted_bug_turns_its_test_red(bug: Bug, planted: Path) -> None:
     sources = {file: (REPOSITORY / file).read_text(encoding="utf-8") for file, _, _ in bug.edits()}
@@ -158,7 +163,7 @@ def test_a_planted_bug_turns_its_test_red(bug: Bug, planted: Path) -> None:
         for file, old, new in bug.edits():
             assert sources[file].count(old) == 1, f"{file} has changed: update the table of planted bugs"
             (planted / file).write_text(sources[file].replace(old, new), encoding="utf-8")
-        done = _run_test(bug.test, planted)
+        done = _run_tests([bug.test], planted)
     finally:
         for file, source in sources.items():
             (planted / file).write_text(source, encoding="utf-8")
@@ -166,13 +171,15 @@ def test_a_planted_bug_turns_its_test_red(bug: Bug, planted: Path) -> None:
     # 1 is pytest's "tests failed"; anything else is a test that did not run.
     assert done.returncode == 1, f"not noticed ({done.returncode}):\n{report}"
     assert " error" not in done.stdout.splitlines()[-1], report
+    # A test that only runs out of time says nothing of what is wrong.
+    assert "+ Timeout +" not in done.stdout + done.stderr, f"ended by the time limit:\n{report}"
 
 
-def _run_test(test: str, planted: Path) -> subprocess.CompletedProcess[str]:
+def _run_tests(tests: list[str], planted: Path) -> subprocess.CompletedProcess[str]:
     roots = os.pathsep.join(str(planted / root) for root in ROOTS)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, "--timeout=20", test],
+        [*command, "--timeout=20", *tests],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": roots},
         capture_output=True,

@@ -40,7 +40,7 @@ Turnout = Callable[..., Result]
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of its own with a small experiment, in which the command runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -50,7 +50,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def turnout(workplace: Path) -> Turnout:
+def turnout(folder: Path) -> Turnout:
     """Run the command line in this process."""
     from turnout.cli import app
 

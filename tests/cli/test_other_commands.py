@@ -61,8 +61,8 @@ def test_a_run_whose_process_is_gone_is_lost(turnout: Turnout, run_id: str) -> N
     assert "turnout simulate --resume" in turnout("runs", "show").stderr
 
 
-def test_a_run_directory_is_enough_to_resume(turnout: Turnout, run_id: str, workplace: Path) -> None:
-    (workplace / "small.toml").unlink()
+def test_a_run_directory_is_enough_to_resume(turnout: Turnout, run_id: str, folder: Path) -> None:
+    (folder / "small.toml").unlink()
     directory = json.loads(turnout("runs", "show", "--json").stdout)["directory"]
     for name in (directory, run_id, "last"):
         again = turnout("simulate", "--resume", name, "--json", "--no-plots", "--set", "run.rounds=6")
@@ -70,7 +70,7 @@ def test_a_run_directory_is_enough_to_resume(turnout: Turnout, run_id: str, work
         assert (json.loads(again.stdout)["run_id"], json.loads(again.stdout)["rounds"]) == (run_id, 6)
 
 
-def test_rounds_and_clients_are_exported(turnout: Turnout, run_id: str, workplace: Path) -> None:
+def test_rounds_and_clients_are_exported(turnout: Turnout, run_id: str, folder: Path) -> None:
     rounds = list(csv.DictReader(io.StringIO(turnout("runs", "export", run_id).stdout)))
     assert [row["round"] for row in rounds] == ["0", "1", "2", "3", "4"]
     assert float(rounds[4]["evaluate.accuracy"]) > 0
@@ -78,7 +78,7 @@ def test_rounds_and_clients_are_exported(turnout: Turnout, run_id: str, workplac
     assert set(clients[0]) >= {"round", "client", "outcome", "weight", "staleness", "train-loss"}
     written = turnout("runs", "export", run_id, "--what", "clients", "-o", "clients.csv")
     assert written.stdout == ""
-    assert len((workplace / "clients.csv").read_text().splitlines()) == len(clients) + 1
+    assert len((folder / "clients.csv").read_text().splitlines()) == len(clients) + 1
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted() -> None:
@@ -153,14 +153,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch, turnout: Turnout) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_study_reports_its_claims_and_exits_with_0(turnout: Turnout, workplace: Path) -> None:
+def test_a_study_reports_its_claims_and_exits_with_0(turnout: Turnout, folder: Path) -> None:
     result = turnout("reproduce", "tiny")
     assert result.exit_code == 0, result.output  # A claim that does not hold is reported, not hidden.
     for said in ("A table", "ours [1]", "0.125", "it converges", "[it] is fast", "yes", "NO"):
         assert said in result.stdout
     assert "measuring 2/2" in result.stderr
     assert "1 of 2 claims hold" in result.stderr
-    (directory,) = (workplace / "runs").iterdir()
+    (directory,) = (folder / "runs").iterdir()
     assert (directory / "plots" / "curve.png").exists()
     assert json.loads((directory / "report.json").read_text())["tables"][0]["title"] == "A table"
 

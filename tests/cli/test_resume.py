@@ -43,9 +43,9 @@ class StopAfter(Callback):
             raise KeyboardInterrupt
 
 
-def load(workplace: Path, folder: str, overrides: list[str]) -> Experiment:
-    shared = ["run.rounds=6", "participation.probabilities=0.4", f"run.directory={workplace / folder}"]
-    return load_experiment(workplace / "small.toml", [*shared, *overrides])
+def load(folder: Path, runs: str, overrides: list[str]) -> Experiment:
+    shared = ["run.rounds=6", "participation.probabilities=0.4", f"run.directory={folder / runs}"]
+    return load_experiment(folder / "small.toml", [*shared, *overrides])
 
 
 def rows(summary: RunSummary) -> list[dict[str, Any]]:
@@ -58,8 +58,8 @@ def rows(summary: RunSummary) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_interrupted_and_resumed_equals_uninterrupted(name: str, workplace: Path) -> None:
-    parts = load(workplace, "runs", VARIANTS[name])
+def test_interrupted_and_resumed_equals_uninterrupted(name: str, folder: Path) -> None:
+    parts = load(folder, "runs", VARIANTS[name])
     whole = simulate(parts, plots=False)
     with pytest.raises(KeyboardInterrupt):
         simulate(parts, callbacks=[StopAfter(2)], plots=False)
@@ -74,17 +74,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(name: str, workplace: Path
     assert (resumed.directory / model).read_bytes() == (whole.directory / model).read_bytes()
 
 
-def test_executors_agree_bit_for_bit(workplace: Path) -> None:
-    serial = simulate(load(workplace, "serial", []), plots=False)
+def test_executors_agree_bit_for_bit(folder: Path) -> None:
+    serial = simulate(load(folder, "serial", []), plots=False)
     threads = simulate(
-        load(workplace, "threads", ["simulation.executor=threads", "simulation.workers=3"]), plots=False
+        load(folder, "threads", ["simulation.executor=threads", "simulation.workers=3"]), plots=False
     )
     assert serial.model_sha256 == threads.model_sha256
 
 
-def test_checkpoints_may_be_rare(workplace: Path) -> None:
-    whole = simulate(load(workplace, "whole", []), plots=False)
-    parts = load(workplace, "parts", ["run.checkpoint_every=4"])
+def test_checkpoints_may_be_rare(folder: Path) -> None:
+    whole = simulate(load(folder, "whole", []), plots=False)
+    parts = load(folder, "parts", ["run.checkpoint_every=4"])
     with pytest.raises(KeyboardInterrupt):
         simulate(parts, callbacks=[StopAfter(3)], plots=False)
     resumed = simulate(parts, resume="last", plots=False)
@@ -92,38 +92,38 @@ def test_checkpoints_may_be_rare(workplace: Path) -> None:
     assert rows(resumed) == rows(whole)
 
 
-def test_rounds_may_grow_but_not_shrink(workplace: Path) -> None:
-    whole = simulate(load(workplace, "whole", ["run.rounds=6"]), plots=False)
-    short = simulate(load(workplace, "parts", ["run.rounds=4"]), plots=False)
-    grown = simulate(load(workplace, "parts", ["run.rounds=6"]), resume=short.run_id, plots=False)
+def test_rounds_may_grow_but_not_shrink(folder: Path) -> None:
+    whole = simulate(load(folder, "whole", ["run.rounds=6"]), plots=False)
+    short = simulate(load(folder, "parts", ["run.rounds=4"]), plots=False)
+    grown = simulate(load(folder, "parts", ["run.rounds=6"]), resume=short.run_id, plots=False)
     assert grown.run_id == short.run_id
     assert grown.model_sha256 == whole.model_sha256
     with pytest.raises(ConfigError, match=r"run\.rounds = 5.*made for 6 rounds"):
-        simulate(load(workplace, "parts", ["run.rounds=5"]), resume=short.run_id, plots=False)
+        simulate(load(folder, "parts", ["run.rounds=5"]), resume=short.run_id, plots=False)
 
 
-def test_a_finished_run_can_be_resumed_without_effect(workplace: Path) -> None:
-    first = simulate(load(workplace, "runs", []), plots=False)
-    again = simulate(load(workplace, "runs", []), resume=first.directory, plots=False)
+def test_a_finished_run_can_be_resumed_without_effect(folder: Path) -> None:
+    first = simulate(load(folder, "runs", []), plots=False)
+    again = simulate(load(folder, "runs", []), resume=first.directory, plots=False)
     assert (again.run_id, again.model_sha256, again.rounds) == (first.run_id, first.model_sha256, 6)
     assert again.metrics == first.metrics
 
 
-def test_another_experiment_is_refused_with_what_differs(workplace: Path) -> None:
-    first = simulate(load(workplace, "runs", []), plots=False)
-    changed = load(workplace, "runs", ["client.lr=0.2", "run.seed=5", "simulation.executor=threads"])
+def test_another_experiment_is_refused_with_what_differs(folder: Path) -> None:
+    first = simulate(load(folder, "runs", []), plots=False)
+    changed = load(folder, "runs", ["client.lr=0.2", "run.seed=5", "simulation.executor=threads"])
     with pytest.raises(ConfigError) as raised:
         simulate(changed, resume=first.run_id, plots=False)
     text = str(raised.value)
     assert "client.lr (was 0.1, is 0.2)" in text
     assert "run.seed (was 0, is 5)" in text
     assert "simulation" not in text  # How it is computed does not change what is.
-    with RunStore(workplace / "runs") as store:
+    with RunStore(folder / "runs") as store:
         assert store.run(first.run_id).status == "finished"
 
 
-def test_a_run_is_resumed_by_one_process_only(workplace: Path) -> None:
-    experiment = load(workplace, "runs", [])
+def test_a_run_is_resumed_by_one_process_only(folder: Path) -> None:
+    experiment = load(folder, "runs", [])
 
     class ResumeMeanwhile(Callback):
         def on_round_end(self, report: RoundReport) -> None:
@@ -133,7 +133,7 @@ def test_a_run_is_resumed_by_one_process_only(workplace: Path) -> None:
     simulate(experiment, callbacks=[ResumeMeanwhile()], plots=False)
 
 
-def test_a_failed_build_leaves_nothing_behind(workplace: Path) -> None:
+def test_a_failed_build_leaves_nothing_behind(folder: Path) -> None:
     with pytest.raises(ConfigError):
-        simulate(load(workplace, "runs", ["task.num_clients=0"]))
-    assert not (workplace / "runs").exists()
+        simulate(load(folder, "runs", ["task.num_clients=0"]))
+    assert not (folder / "runs").exists()

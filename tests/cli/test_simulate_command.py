@@ -21,11 +21,11 @@ from turnout.wire import DataError
 Turnout = Callable[..., Result]
 
 
-def run_directories(workplace: Path) -> list[Path]:
-    return sorted(path for path in (workplace / "runs").iterdir() if path.is_dir())
+def run_directories(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "runs").iterdir() if path.is_dir())
 
 
-def test_a_run_ends_with_a_table_plots_and_what_to_do_next(turnout: Turnout, workplace: Path) -> None:
+def test_a_run_ends_with_a_table_plots_and_what_to_do_next(turnout: Turnout, folder: Path) -> None:
     result = turnout("simulate", "small.toml")
     assert result.exit_code == 0, result.output
     assert "accuracy of the global model" in result.stdout
@@ -33,7 +33,7 @@ def test_a_run_ends_with_a_table_plots_and_what_to_do_next(turnout: Turnout, wor
     assert "turnout runs show" not in result.stdout  # Talk is not data.
     for said in ("round 4/4", "of 8 clients", "Plots", "--compare fedavg,", "turnout runs show"):
         assert said in result.stderr
-    (directory,) = run_directories(workplace)
+    (directory,) = run_directories(folder)
     assert sorted(p.name for p in (directory / "plots").iterdir()) == sorted(
         f"{name}.{kind}"
         for name in ("accuracy", "loss", "participation", "partition", "weights")
@@ -72,12 +72,12 @@ def test_the_same_seed_gives_the_same_model(turnout: Turnout) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_comparison_is_one_table_one_study_and_its_plots(turnout: Turnout, workplace: Path) -> None:
+def test_a_comparison_is_one_table_one_study_and_its_plots(turnout: Turnout, folder: Path) -> None:
     result = turnout("simulate", "small.toml", "--compare", "fedavg,fedau,mild")
     assert result.exit_code == 0, result.output
     for column in ("strategy", "final accuracy", "best accuracy", "final loss", "rounds to", "time"):
         assert column in result.stdout
-    study = next(path for path in run_directories(workplace) if "-study-" in path.name)
+    study = next(path for path in run_directories(folder) if "-study-" in path.name)
     names = {path.name for path in (study / "plots").iterdir()}
     assert {"accuracy.png", "loss.svg", "participation.png", "weights.png", "partition.png"} <= names
     rows = json.loads((study / "comparison.json").read_text())
@@ -104,7 +104,7 @@ def test_a_comparison_in_json_is_a_line_per_run_and_the_list(turnout: Turnout) -
 
 
 def test_a_comparison_goes_on_where_it_stopped(
-    turnout: Turnout, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    turnout: Turnout, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from turnout.simulation import run as simulation_run
 
@@ -122,7 +122,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert stopped.exit_code == 130
     assert "--compare fedavg,fedau,mifa --resume" in stopped.stderr
     monkeypatch.undo()
-    monkeypatch.chdir(workplace)
+    monkeypatch.chdir(folder)
     resumed = turnout(*command, "--resume", "last")
     assert resumed.exit_code == 0, resumed.output
     whole = turnout(*command)
@@ -158,15 +158,15 @@ def test_a_comparison_goes_on_where_it_stopped(
     ],
 )
 def test_errors_are_short_and_have_their_exit_code(
-    turnout: Turnout, workplace: Path, arguments: list[str], code: int, said: str
+    turnout: Turnout, folder: Path, arguments: list[str], code: int, said: str
 ) -> None:
     result = turnout(*arguments)
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
-    if (workplace / "runs").exists():
-        assert run_directories(workplace) == []
+    if (folder / "runs").exists():
+        assert run_directories(folder) == []
 
 
 def test_missing_data_fail_with_what_to_install(turnout: Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_failing_client_is_told_with_its_traceback_and_counted(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
-def test_ctrl_c_says_how_to_go_on(workplace: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable,

@@ -1,6 +1,7 @@
 """Deterministic stateful clients without torch, for SCAFFOLD: ``ADDRESS CLIENTS NAME STATE PAUSE``.
 
 Its clients keep a SCAFFOLD control variate: a state that is lost, or applied twice, changes the model.
+While there is a file STATE/hold they stay in their training, and say so in STATE/training.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from flwr.clientapp import ClientApp
 from turnout.wire import as_array, view
 
 
-def app(pause: float) -> ClientApp:
+def app(pause: float, hold: Path | None = None) -> ClientApp:
     made = ClientApp()
 
     @made.train()
     def train(message: Message, context: Context) -> Message:
         time.sleep(random.uniform(0, pause))
+        while hold is not None and hold.exists():
+            hold.with_name("training").touch()
+            time.sleep(0.01)
         client = int(context.node_config["partition-id"])
         server_round = int(message.content["config"]["server-round"])
         x = view(message.content["arrays"]["w"])
@@ -68,5 +72,6 @@ if __name__ == "__main__":
     logging.getLogger().handlers[0].setLevel(os.environ.get("LEVEL", "ERROR"))
     if fault := os.environ.get("FAULT_AT"):  # Kill this process before its N-th durable step.
         ctypes.CDLL(None).fault_arm(*(ctypes.c_long(number) for number in (7, int(fault), 0, 0)))
-    run_node(address, app(float(pause)), parse_clients(clients), name=name, state_dir=state_dir, workers=2,
+    made = app(float(pause), Path(state_dir) / "hold")
+    run_node(address, made, parse_clients(clients), name=name, state_dir=state_dir, workers=2,
              insecure=True, backoff=0.05, max_backoff=0.2)  # fmt: skip

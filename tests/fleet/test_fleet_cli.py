@@ -24,6 +24,9 @@ from fleet_commands import (
 from turnout.experiment import load_experiment
 from turnout.experiment.build import make_task
 from turnout.server import RunStore
+from turnout.simulation.run import simulate
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fleet.toml"
 
 
 @pytest.mark.parametrize("slug", ["fedavg", "fedstale", "fedamd", "rerce-fed", "scaffold"])
@@ -44,6 +47,20 @@ def test_a_served_run_equals_the_simulated_one(slug: str, turnout: Turnout, plac
     assert {node["reason"] for node in ended} == {"the run is over"}
     for said in ("of 6 clients connected", "turnout client --server", "round 3/3", "waits for those clients"):
         assert said in server.said()
+
+
+def test_the_example_ends_as_its_first_lines_promise(turnout: Turnout, place: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    chosen = (EXAMPLE, "--set", "run.rounds=3", "--json", "--no-plots")
+    server = turnout("server", *chosen, "--address", address)
+    nodes = [turnout("client", "--server", address, "--clients", ids, "--json") for ids in ("0-2", "3-5")]
+    expected = simulate(
+        load_experiment(EXAMPLE, ["run.rounds=3", f"run.directory={place / 'simulated'}"]), plots=False
+    )
+    document = server.end()
+    assert (document["rounds"], document["model_sha256"]) == (3, expected.model_sha256)
+    assert document["metrics"] == expected.metrics
+    assert [node.end()["reason"] for node in nodes] == ["the run is over"] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

@@ -16,9 +16,11 @@ import pytest
 from flwr.app import ArrayRecord
 
 from turnout.server.fleet import CommitCallback, FleetGrid, FleetOptions, FleetServer
+from turnout.server.fleet.tasks import Task
 from turnout.simulation import LocalGrid
 from turnout.strategies import FedAvg, Scaffold
 from turnout.wire import as_array
+from turnout.wire.framing import Chunk
 
 HERE = Path(__file__).parent
 CLIENTS, SIZE = 4, 20_000
@@ -48,36 +50,96 @@ def stateful_app() -> Any:
     return module.app(0.0)
 
 
+class Hold:
+    """Stops the server within a phase until the client has been killed."""
+
+    def __init__(self) -> None:
+        self.reached, self.over = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.over.wait(60)
+
+
+class HoldTraining(CommitCallback):
+    """From round 2 on the clients whose state is in ``state`` train until the hold is over."""
+
+    def __init__(self, grid: FleetGrid, state: Path, hold: Hold) -> None:
+        super().__init__(grid)
+        self._state, self._hold = state, hold
+
+    def on_round_end(self, report: Any) -> None:
+        if report.server_round == 1:
+            (self._state / "hold").touch()
+            threading.Thread(target=self._watch, daemon=True).start()
+        super().on_round_end(report)
+
+    def _watch(self) -> None:
+        while not (self._state / "training").exists():
+            time.sleep(0.005)
+        self._hold()
+
+
+class HoldBeforeCommit(CommitCallback):
+    """The replies of round 2 have been folded, and no client has been told."""
+
+    def __init__(self, grid: FleetGrid, hold: Hold) -> None:
+        super().__init__(grid)
+        self._hold = hold
+
+    def on_round_end(self, report: Any) -> None:
+        if report.server_round == 2:
+            self._hold()
+        super().on_round_end(report)
+
+
+def hold_an_upload(server: FleetServer, clients: range, hold: Hold) -> None:
+    """Call ``hold`` when the first chunk of one of the clients' replies to a second task has come."""
+    slots, receive = server.hub.slots, server.hub.slots.receive
+
+    def watched(task: Task, chunk: Chunk) -> bool:
+        complete = receive(task, chunk)
+        if task.client in clients and task.exchange.server_round > 1 and not hold.reached.is_set():
+            assert not complete
+            hold()
+        return complete
+
+    slots.receive = watched  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("when", ["training", "upload", "before the acknowledgement"])
 def test_a_killed_client_comes_back_and_counts_once(
     when: str, spawn: Callable[..., Any], tmp_path: Path, stateful_app: Any
 ) -> None:
-    size, rounds = 400_000, 4
+    # An upload must be larger than what the connection's buffers hold.
+    size, rounds = 2_500_000 if when == "upload" else 20_000, 4
+    state, hold = tmp_path / "a", Hold()
     with FleetServer(num_clients=CLIENTS, options=FleetOptions(reconnect=60)) as server:
-        first = ("scaffold_node.py", server.address, "0-1", "a", tmp_path / "a", 0.2)
+        first = ("scaffold_node.py", server.address, "0-1", "a", state, 0.05)
         victim = spawn(*first)
         spawn("scaffold_node.py", server.address, "2-3", "b", tmp_path / "b", 0.05)
         grid = FleetGrid(server, min_clients=CLIENTS, wait=60)
         strategy = Scaffold(num_clients=CLIENTS)
-        start = {"num_rounds": rounds, "timeout": 90, "callbacks": [CommitCallback(grid)]}
+        commit = CommitCallback(grid)
+        if when == "training":
+            commit = HoldTraining(grid, state, hold)
+        elif when == "upload":
+            hold_an_upload(server, range(2), hold)
+        else:
+            commit = HoldBeforeCommit(grid, hold)
+        start = {"num_rounds": rounds, "timeout": 90, "callbacks": [commit]}
         thread = threading.Thread(target=strategy.start, args=(grid, zeros(size)), kwargs=start, daemon=True)
         thread.start()
-        reached = {
-            "training": lambda: server.counters.offers >= CLIENTS + 1,
-            "upload": lambda: any(
-                receipt.received > 0 for task in list(server.hub.slots._active) if task.client < 2
-                and grid.server_round > 1 and (receipt := task.receipt) is not None),
-            "before the acknowledgement": lambda: 0 in grid._accepted and grid.server_round == 2
-                and grid._accepted[0] == 2,
-        }[when]  # fmt: skip
-        end = time.monotonic() + 60
-        while not reached() and thread.is_alive():
-            assert time.monotonic() < end
-            time.sleep(0.0005)
+        assert hold.reached.wait(60), "the phase was never reached"
+        assert thread.is_alive()
+        assert grid.server_round == 2
         victim.kill()
+        (state / "hold").unlink(missing_ok=True)
+        hold.over.set()
         spawn(*first)
         thread.join(90)
         assert not thread.is_alive()
+        assert (server.counters.lost_uploads > 0) == (when == "upload")
         assert all(report.outcome == "ok" for report in strategy.reports)
         assert server.counters.replies["accepted"] == rounds * CLIENTS
     assert hashlib.sha256(strategy.x.tobytes()).hexdigest() == twin(stateful_app, rounds, size)

@@ -11,7 +11,13 @@ import grpc
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    Krum,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -21,11 +27,19 @@ from turnout.wire import ConfigError, view
 from turnout.wire.flower import request
 
 N = 5
+
+
+def private(noise: float, norm: float) -> DifferentialPrivacyServerSideFixedClipping:
+    """Return FedAvg whose updates the server clips to ``norm`` and adds noise to."""
+    return DifferentialPrivacyServerSideFixedClipping(FedAvg(min_available_nodes=N), noise, norm, N)
+
+
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "FedAvg": lambda: FedAvg(min_available_nodes=N),
     "FedAdam": lambda: FedAdam(min_available_nodes=N),
     "FedMedian": lambda: FedMedian(min_available_nodes=N),
     "Krum": lambda: Krum(num_malicious_nodes=1, min_available_nodes=N),
+    "DifferentialPrivacy": lambda: private(noise=0.5, norm=2.0),
 }
 
 
@@ -45,12 +59,24 @@ def test_stock_strategies_give_the_simulated_model(
     results = []
     for grid in (FleetGrid(fleet, min_clients=N, wait=30), LocalGrid(numpy_app.make_app(), N)):
         random.seed(1)  # Flower samples, and so sums, in an order of its own.
+        np.random.seed(1)  # Of its noise for differential privacy.
         result = STRATEGIES[name]().start(grid, initial(size), num_rounds=3, timeout=30)
         results.append(result)
     for key, array in results[0].arrays.items():
         assert np.any(view(array))
         np.testing.assert_array_equal(view(array), view(results[1].arrays[key]))
     assert results[0].evaluate_metrics_clientapp.keys() == {1, 2, 3}
+
+
+def test_updates_are_clipped_before_they_are_averaged(
+    fleet: FleetServer, initial: Callable[..., ArrayRecord]
+) -> None:
+    rounds, norm = 3, 0.25
+    grid = FleetGrid(fleet, min_clients=N, wait=30)
+    result = private(noise=0.0, norm=norm).start(grid, initial(400), num_rounds=rounds, timeout=30)
+    model = np.concatenate([view(array) for array in result.arrays.values()])
+    # Unclipped, the first update alone is longer: each client's is 2 and more.
+    assert 0.1 * norm < np.linalg.norm(model) <= rounds * norm * (1 + 1e-6)
 
 
 def test_pushed_requests_are_pulled_once(fleet: FleetServer, initial: Callable[..., ArrayRecord]) -> None:

@@ -30,7 +30,7 @@ from scripted_grid import Client, ScriptedGrid, SyntheticClient
 from strategy_table import KEYS, NODES, ROWS, Row, federation, initial
 
 from turnout.strategies import FedAvg, Scaffold, UnbiasedFedAvg
-from turnout.wire import as_array, keys
+from turnout.wire import ConfigError, as_array, keys
 from turnout.wire.flower import error_reply, reply, request
 
 SOME_NAMES = ("fedavg", "fedstale-estimate", "fedamd-warm", "rerce-fed", "scaffold")
@@ -231,6 +231,26 @@ def test_records_that_nobody_asked_for_are_not_read() -> None:
         row = everyone(row)
         honest = run(row, SyntheticClient(KEYS[CULPRIT], number=CULPRIT, examples=33))
         assert run(row, bad(add)).models == honest.models
+
+
+def test_an_update_beyond_the_norm_is_refused_and_leaves_nothing() -> None:
+    freely, bounded, without = Reports(), Reports(), Reports()
+    FedAvg().start(ScriptedGrid(federation()), initial(), num_rounds=1, callbacks=[freely])
+    norms = {c.client: c.update_norm for c in freely.rounds[0].clients}
+    limit = sorted(norms.values())[-2]
+    largest = max(norms, key=lambda client: norms[client])
+    FedAvg(max_update_norm=limit).start(
+        ScriptedGrid(federation()), initial(), num_rounds=1, callbacks=[bounded]
+    )
+    outcomes = {c.client: (c.outcome, c.reason.partition(":")[0]) for c in bounded.rounds[0].clients}
+    # Its reply was not taken, so only its node is known.
+    assert outcomes.pop(NODES[KEYS.index(largest)]) == ("rejected", "norm")
+    assert set(outcomes.values()) == {("ok", "")}
+    others = {node: client for node, client in federation().items() if KEYS[NODES.index(node)] != largest}
+    FedAvg().start(ScriptedGrid(others), initial(), num_rounds=1, callbacks=[without])
+    assert bounded.models == without.models
+    with pytest.raises(ConfigError, match="max_update_norm must be a positive number, got 0"):
+        FedAvg(max_update_norm=0)
 
 
 class TestUnknownClients:

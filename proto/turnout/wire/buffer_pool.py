@@ -37,14 +37,33 @@ class BufferPool:
 
     def give(self, holder: Holder) -> None:
         """Take the holder's buffer back, unless someone still reads it: who kept a view of it keeps it."""
-        buffer = holder.release()
-        if _references(buffer) <= _UNSHARED and len(self._free) < self._slots:
+        buffer, references = _released(holder)
+        if references == _UNSHARED and len(self._free) < self._slots:
             self._free.append(buffer)
 
 
-def _references(buffer: NDArray) -> int:
-    return sys.getrefcount(buffer)
+def _released(holder: Holder) -> tuple[NDArray, int]:
+    buffer = holder.release()
+    return buffer, sys.getrefcount(buffer)
 
 
-# What `_references` counts when only the variable that is passed holds the buffer.
-_UNSHARED = _references(np.empty(0, np.uint8)) + 1
+class _Sample:
+    def __init__(self) -> None:
+        self.buffer: NDArray = np.empty(1, np.uint8)
+
+    def release(self) -> NDArray:
+        buffer, self.buffer = self.buffer, np.empty(0, np.uint8)
+        return buffer
+
+
+def _unshared() -> int:
+    """Return what `_released` counts for a buffer that nobody else has; -1 if views do not count."""
+    alone, viewed = _Sample(), _Sample()
+    view = viewed.buffer[:]
+    count = _released(alone)[1]
+    seen = _released(viewed)[1] > count
+    del view
+    return count if seen else -1
+
+
+_UNSHARED = _unshared()

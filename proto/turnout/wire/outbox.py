@@ -28,6 +28,11 @@ class Outbox:
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """Short messages that wait."""
+        return len(self._short)
+
     def send(self, frame: bytes) -> None:
         """Send one frame before all payloads."""
         self._short.append(frame)

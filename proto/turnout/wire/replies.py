@@ -17,6 +17,7 @@ from turnout.wire.errors import LayoutError
 from turnout.wire.flower import record_dict
 from turnout.wire.packing import BlockLayout, pack, unpack
 from turnout.wire.scalars import encode_scalars, scalar_record
+from turnout.wire.text import harmless
 
 INLINE_BYTES: Final = 16 << 10
 """A reply's body up to this size comes with its head and needs no upload slot."""
@@ -112,7 +113,7 @@ def parse_reply(
         message = pb.ReplyHead.FromString(head)
     except (DecodeError, ValueError) as error:
         raise LayoutError(f"the reply's head is unreadable: {error}") from error
-    plan = ReplyPlan(error=message.error[:_MAX_ERROR])
+    plan = ReplyPlan(error=harmless(message.error[:_MAX_ERROR]))
     if len(message.records) > _MAX_RECORDS:
         raise LayoutError(f"the reply has {len(message.records)} records, at most {_MAX_RECORDS} are read.")
     end = 0

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from turnout.strategies.algorithm import Algorithm
+from turnout.strategies.checks import number
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
 from turnout.strategies.rounds import Callback, ClientReport, Instruction
@@ -34,10 +35,18 @@ class StreamingStrategy(Algorithm, Strategy):
 
     Replies may come in any order, as a list or one by one, with errors or missing ones among them; the result
     is the same to the bit.
+
+    max_update_norm
+        A reply whose vector (update, model or gradient, as it is asked for) has a larger Euclidean norm is
+        refused with the reason ``norm``: a bound on what one client can do. None refuses none.
     """
+
+    max_update_norm: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_update_norm is not None:
+            number("max_update_norm", self.max_update_norm, "a positive number", above=0.0)
         self._layout: ParameterLayout | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,6 +154,10 @@ class StreamingStrategy(Algorithm, Strategy):
             node = self._intake.sender(message)
             try:
                 parcel = self._intake.open(message)
+                if self.max_update_norm is not None and parcel.norm > self.max_update_norm:
+                    raise ReplyRejected(
+                        "norm", f"the norm is {parcel.norm:.6g}, max_update_norm is {self.max_update_norm:g}."
+                    )
                 self._intake.claim(node, parcel.client)
                 row = self.clients.identify(node, parcel.client, server_round)
                 self.on_register(row, server_round)

@@ -28,6 +28,7 @@ log = logging.getLogger("turnout.client.node")
 
 CountExamples = Callable[[int, Mapping[str, Any]], int]
 _QUICK_SECONDS: Final = 0.005
+_BURST_SECONDS: Final = 0.05
 _KEPT_BUFFERS: Final = 2
 
 
@@ -42,6 +43,8 @@ class NodeTask:
     cancelled: bool = False
     began: float = 0.0
     seconds: float = 0.0
+    upload: int = 0
+    """Counts uploads; frames of an earlier one are not sent any more."""
 
     @property
     def trains(self) -> bool:
@@ -69,10 +72,13 @@ class _Incoming:
 
 @dataclass(slots=True)
 class _Hosted:
-    """One logical client: it does one task at a time. ``seconds`` is what its last one took."""
+    """One logical client: it does one task at a time.
+
+    ``seconds`` is what the app last took for a message type.
+    """
 
     journal: ClientJournal
-    seconds: float = math.inf
+    seconds: dict[str, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     rounds: int = 0
 
@@ -102,6 +108,7 @@ class TaskBoard:
         self._tasks: dict[int, NodeTask] = {}
         self._payloads: dict[int, _Incoming] = {}
         self._buffers = BufferPool(_KEPT_BUFFERS)
+        self._burst: float | None = None
         self._running: set[asyncio.Task[None]] = set()
         # The last request's head, decoded: logical clients are mostly asked the same.
         self._decoded: tuple[bytes, DecodedWork, str] | None = None
@@ -238,11 +245,12 @@ class TaskBoard:
     def _start(self, task: NodeTask) -> None:
         blocks = {i: self._payloads[i].buffer[: self._payloads[i].size] for i in payload_ids(task.work)}
         hosted = self._hosted[task.offer.client]
-        if hosted.seconds < _QUICK_SECONDS and not self._running:
-            # Handing it to a thread and back would take longer than the task itself.
+        if self._is_quick(task, hosted):
             task.began = time.monotonic()
-            self._done(task, hosted, self._work(task, hosted, blocks))
-            return
+            reply = self._work(task, hosted, blocks, here=True)
+            if reply is not None:
+                self._done(task, reply)
+                return
         running = asyncio.create_task(self._run(task, hosted, blocks))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -254,9 +262,23 @@ class TaskBoard:
                 return
             task.began = time.monotonic()
             reply = await loop.run_in_executor(self._pool, self._work, task, hosted, blocks)
-            self._done(task, hosted, reply)
+            assert reply is not None
+            self._done(task, reply)
 
-    def _done(self, task: NodeTask, hosted: _Hosted, reply: EncodedReply) -> None:
+    def _is_quick(self, task: NodeTask, hosted: _Hosted) -> bool:
+        """Whether to work on the event loop: a thread's hand-over would take longer than such a task."""
+        if self._running or not hosted.seconds.get(task.work.message_type, math.inf) < _QUICK_SECONDS:
+            return False
+        now = time.monotonic()
+        if self._burst is None:  # Many quick tasks together are a long one: the stream needs the loop too.
+            self._burst = now
+            asyncio.get_running_loop().call_soon(self._end_burst)
+        return now - self._burst < _BURST_SECONDS
+
+    def _end_burst(self) -> None:
+        self._burst = None
+
+    def _done(self, task: NodeTask, reply: EncodedReply) -> None:
         task.reply = reply
         task.seconds = time.monotonic() - task.began
         self.replies += 1
@@ -270,23 +292,28 @@ class TaskBoard:
             known = self._decoded = (task.offer.work, work, request_digest(task.work))
         return known[1:]
 
-    def _work(self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray]) -> EncodedReply:
-        """Run the app, then the journal; then the reply may be offered. Mostly on a worker thread."""
-        began = time.perf_counter()
+    def _work(
+        self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray], *, here: bool = False
+    ) -> EncodedReply | None:
+        """Run the app, then the journal; then the reply may be offered. Mostly on a worker thread.
+
+        None is for an app that failed on the event loop (``here``): it may need a thread without one.
+        """
         try:
-            return self._reply(task, hosted.journal, blocks)
+            return self._reply(task, hosted, blocks)
         except AppFailed as failure:
+            if here:
+                hosted.seconds[task.work.message_type] = math.inf
+                return None
             log.warning("%s", failure)
             return encode_failure(str(failure))
         except Exception as error:
             client = task.offer.client
             log.exception("client %s: the task failed outside the ClientApp", client)
             return encode_failure(f"client {client}: {type(error).__name__}: {error}")
-        finally:
-            hosted.seconds = time.perf_counter() - began
 
-    def _reply(self, task: NodeTask, journal: ClientJournal, blocks: dict[int, NDArray]) -> EncodedReply:
-        offer = task.offer
+    def _reply(self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray]) -> EncodedReply:
+        began, offer, journal = time.perf_counter(), task.offer, hosted.journal
         work, digest = self._decode(task, blocks)
         if task.trains:
             kept = journal.reply(work.server_round, digest, offer.base_round)
@@ -300,4 +327,7 @@ class TaskBoard:
         if task.trains:
             entry = Entry(digest, offer.base_round, after, content)
             journal.commit(work.server_round, entry, keep_round=offer.keep_round)
+        # A long task keeps its client off the event loop for many rounds, a failure there for ever.
+        took, before = time.perf_counter() - began, hosted.seconds.get(work.message_type, 0.0)
+        hosted.seconds[work.message_type] = max(took, 0.9 * before)
         return encoded

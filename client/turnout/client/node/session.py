@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -201,13 +201,12 @@ class Session:
         self._counting = asyncio.create_task(self._tell_examples(ids))
 
     async def _tell_examples(self, ids: list[int]) -> None:
-        if self._options.examples is None:
-            return
+        counts = dict.fromkeys(ids, 0)  # Not known; the server must hear of it to choose without this node.
         try:
-            counts = await self._board.count_examples(ids, self._options.examples)
+            if self._options.examples is not None:
+                counts = await self._board.count_examples(ids, self._options.examples)
         except Exception as error:  # Whatever ails the app, its first task will say it with a traceback.
             log.warning("how many examples clients have is not known: %s", error)
-            return
         for client, number in counts.items():
             metrics = {keys.NUM_EXAMPLES: float(number)}
             self._send(progress=pb.Progress(client=client, metrics=metrics))
@@ -215,15 +214,25 @@ class Session:
     def _upload(self, task_id: int) -> None:
         task = self._board.find(task_id)
         if task is not None and task.reply is not None:
-            self._outbox.stream(chunk_frames(task_id, task.reply.pieces))
+            task.upload += 1
+            self._outbox.stream(_frames(task, task.upload, task.reply.pieces))
 
     def _acknowledged(self, ack: pb.Ack) -> None:
         task = self._board.find(ack.task)
         if ack.outcome == pb.OUTCOME_RETRY and task is not None:
+            task.upload += 1  # What is left of the last one must not follow the new offer.
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.offer_reply, task)
         else:
             self._board.acknowledged(ack)
             self._settled()
+
+
+def _frames(task: NodeTask, upload: int, pieces: Sequence[memoryview]) -> Iterator[bytes]:
+    """Yield the frames of a reply, until another upload of it begins or it is not wanted any more."""
+    for frame in chunk_frames(task.offer.id, pieces):
+        if task.upload != upload or task.cancelled:
+            return
+        yield frame
 
 
 def _read(raw: bytes) -> Chunk | pb.ServerMessage | FrameError:

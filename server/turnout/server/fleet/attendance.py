@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from turnout.wire import NDArray
 from turnout.wire.errors import ConfigError
 
 _SHOWN = 8
+_LOOK_SECONDS = 1.0
 
 
 class Participation(Protocol):
@@ -44,22 +47,24 @@ class Attendance:
         self._changed = threading.Condition()
         # Ten thousand clients that connect must not have ten thousand counted each time.
         self._enough = 0
+        self._in_vain = 0
         server.hub.changed = self._notify
 
     def available(self) -> list[int]:
         """Return the clients that can work now, in ascending order."""
-        return sorted(client for client in list(self._server.hub.connections) if self._may_work(client))
+        streams = list(self._server.hub.connections.items())
+        return sorted(c for c, stream in streams if not stream.closing and self._may_work(c))
 
     def expected(self, server_round: int) -> list[int] | None:
         """Return who takes part in ``server_round``; None when no participation model says so."""
         if self._participation is None:
             return None
         named: list[int] = np.flatnonzero(self._participation.mask(server_round)).tolist()
-        members = self._server.roster.members
-        return [client for client in named if client not in members or self._may_work(client)]
+        return [client for client in named if self._is_awaited(client)]
 
     def wait(self, server_round: int) -> list[int]:
         """Return the round's clients once they are connected. Raises `ConfigError` when too few come."""
+        seconds = 0.0 if server_round == self._in_vain else self._wait
         present: list[int] = []
 
         def enough() -> bool:
@@ -71,18 +76,38 @@ class Attendance:
             present[:] = sorted(set(present) & set(expected))
             return len(present) == len(expected)
 
-        with self._changed:
-            complete = self._changed.wait_for(enough, self._wait)
+        complete = self._wait_for(enough, seconds)
+        if not complete:
+            self._in_vain = server_round  # Nobody waits for the same clients again in this round.
         if not complete and (self._participation is None or len(present) < self._min_clients):
             expected = self.expected(server_round)
             asked = f"min_clients={self._min_clients}"
             if expected is not None:
                 asked = f"round {server_round} is for clients {_brief(expected)}"
             raise ConfigError(
-                f"{asked}, but after {self._wait:g} seconds only {len(present)} are connected to "
+                f"{asked}, but after {self._wait or 0:g} seconds only {len(present)} are connected to "
                 f"{self._server.address}."
             )
         return present
+
+    def _wait_for(self, enough: Callable[[], bool], seconds: float | None) -> bool:
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        with self._changed:
+            while not enough():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                # Who may work can also change without anyone coming or going.
+                self._changed.wait(min(left, _LOOK_SECONDS))
+        return True
+
+    def _is_awaited(self, client: int) -> bool:
+        """Whether a round that names ``client`` waits for it: not if it came and may not work."""
+        member, stream = self._server.roster.members.get(client), self._server.hub.connections.get(client)
+        if member is None or (stream is None and member.offences < self._server.options.max_offences):
+            return True
+        undecided = self._eligible is not None and not member.settled
+        return stream is not None and (undecided or self._may_work(client))
 
     def _may_work(self, client: int) -> bool:
         member = self._server.roster.members[client]

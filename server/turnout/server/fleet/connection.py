@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.framing import encode_offer
 from turnout.wire.outbox import Outbox
 from turnout.wire.work import EncodedWork, Payload
+
+_FAREWELL_SECONDS: Final = 2.0
 
 
 class Connection:
@@ -62,6 +65,8 @@ class Connection:
             self.closing = True
             self.send(**body)
             self.outbox.close()
+            # A peer that reads nothing would keep what it was told, and its stream, for ever.
+            asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self.stop_handler)
 
     def stop_handler(self) -> None:
         """End the coroutine that reads this stream, once everything is written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("turnout.server.fleet")
 _SETTLE_SECONDS = 0.05
+_PATIENCE_SECONDS = 10.0
 
 
 class FleetGrid(LocalRunGrid):
@@ -108,10 +110,6 @@ class FleetGrid(LocalRunGrid):
         """Return the ids of the clients that can work now, without waiting."""
         return self._attendance.available()
 
-    def expected_ids(self) -> list[int] | None:
-        """Return who takes part in the current round; None when no participation model says so."""
-        return self._attendance.expected(self._round)
-
     # Messages.
 
     def send_and_receive(
@@ -161,6 +159,8 @@ class FleetGrid(LocalRunGrid):
                     kept.append(delivery)
             for delivery in kept:
                 exchange.inbox.put(delivery)
+            if not any(pushed is exchange for pushed, _ in self._pushed.values()):
+                self.server.call(self._hub.close, exchange, "every reply has been pulled.")
         return replies
 
     def _open(self, requests: list[Message]) -> Exchange:
@@ -231,7 +231,8 @@ class FleetGrid(LocalRunGrid):
         delivery = _take(exchange, seconds)
         if delivery is None:
             # After a pause of this process what has arrived is still unread: look before judging.
-            self.server.wait_for(_settle(), 10)
+            with contextlib.suppress(TimeoutError):  # A busy loop: the caller looks at the time again.
+                self.server.wait_for(_settle(), _PATIENCE_SECONDS)
             delivery = _take(exchange, 0)
         return delivery
 
@@ -244,7 +245,7 @@ class FleetGrid(LocalRunGrid):
         if settled:
             self.server.call(self._hub.close, exchange, "the round is closed.")
             return
-        self.server.wait_for(self._close_exchange(exchange), 30)
+        self.server.wait_for(self._close_exchange(exchange))
         while (delivery := _take(exchange, 0)) is not None:
             if delivery.plan is not None:
                 self._decide(delivery, "late", "the round was closed.")

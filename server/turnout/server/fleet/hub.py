@@ -14,6 +14,7 @@ from typing import Final
 
 from turnout.server.fleet.connection import Connection
 from turnout.server.fleet.counters import FleetCounters
+from turnout.server.fleet.flush_timer import FlushTimer
 from turnout.server.fleet.gate import check_identity, inline_body
 from turnout.server.fleet.options import FleetOptions
 from turnout.server.fleet.roster import Roster
@@ -26,6 +27,7 @@ from turnout.wire.errors import LayoutError, ReplyRejected
 from turnout.wire.framing import Chunk, FrameError, split_frames
 from turnout.wire.packing import differing
 from turnout.wire.replies import ReplyPlan, parse_reply
+from turnout.wire.text import harmless
 
 log = logging.getLogger("turnout.server.fleet")
 
@@ -33,6 +35,9 @@ _REMEMBERED: Final = 100_000
 _MAX_DETAIL: Final = 500
 _ACK_SECONDS: Final = 0.05
 _LONGEST_ACK_SECONDS: Final = 1.0
+_MAX_METRICS: Final = 64
+_MAX_BATCH: Final = 5_000
+_MAX_WAITING: Final = 10_000
 Outcome = tuple[str, str, str]  # Outcome, reason, detail.
 
 
@@ -48,10 +53,10 @@ class Hub:
         self.base_rounds: Mapping[int, int] = {}
         self.keep_rounds: Mapping[int, int] = {}
         self.changed: Callable[[], None] = lambda: None
-        self.progressed: Callable[[int, Mapping[str, float]], None] = lambda client, metrics: None
         self._tasks: dict[int, Task] = {}
         self._by_client: dict[int, dict[int, Task]] = {}
-        self._flushing: asyncio.TimerHandle | None = None
+        self._times_gone: dict[int, int] = {}
+        self._flushing = FlushTimer(self._flush)
         # By task: its client, its outcome, and whether the client may know it (what it got is durable).
         self._decided: OrderedDict[int, tuple[int, Outcome, bool]] = OrderedDict()
 
@@ -86,8 +91,9 @@ class Hub:
         for client in connection.ids:
             if self.connections.get(client) is connection:
                 del self.connections[client]
+                self._times_gone[client] = gone = self._times_gone.get(client, 0) + 1
                 for task in self._by_client.get(client, {}).values():
-                    loop.call_later(self.options.reconnect, self._lost, task.id)
+                    loop.call_later(self.options.reconnect, self._lost, task.id, gone)
         self.changed()
 
     def leave(self, connection: Connection, reason: str) -> None:
@@ -95,7 +101,7 @@ class Hub:
         for client in connection.ids:
             for task in list(self._by_client.get(client, {}).values()):
                 if task.stage is not Stage.DELIVERED:
-                    self._fail(task, "left", f"client {client} left: {reason[:_MAX_DETAIL]}")
+                    self._fail(task, "left", f"client {client} left: {harmless(reason[:_MAX_DETAIL])}")
 
     def revoke(self, name: str) -> None:
         """Refuse ``name`` from now on: its stream is closed, its pending replies are refused."""
@@ -129,7 +135,8 @@ class Hub:
             self._by_client.setdefault(task.client, {})[task.id] = task
             connection = self.connections.get(task.client)
             if connection is None:
-                loop.call_later(self.options.reconnect, self._lost, task.id)
+                gone = self._times_gone.get(task.client, 0)
+                loop.call_later(self.options.reconnect, self._lost, task.id, gone)
             else:
                 self._offer(task, connection)
 
@@ -147,7 +154,7 @@ class Hub:
             payload.retire()
         for connection in set(self.connections.values()):
             connection.release(payloads)
-        self._flush_in(_ACK_SECONDS)
+        self._flushing.within(_ACK_SECONDS)
 
     def decide(self, verdicts: Sequence[Verdict]) -> None:
         """Note what the strategy made of delivered replies and free their slots."""
@@ -156,13 +163,13 @@ class Hub:
             if verdict.outcome == "rejected":
                 self._offend(verdict.task.client, verdict.reason)
             self._decide(verdict.task, (verdict.outcome, verdict.reason, verdict.detail), tell=verdict.tell)
-        self._flush_in(_LONGEST_ACK_SECONDS)
+        self._flushing.within(_LONGEST_ACK_SECONDS)
 
     def acknowledge(self, tasks: Sequence[Task]) -> None:
         """Tell the clients of decided ``tasks`` their outcomes, with the next offers: nobody waits."""
         for task in tasks:
             self._tell(task.id)
-        self._flush_in(_ACK_SECONDS)
+        self._flushing.within(_ACK_SECONDS)
 
     def _offer(self, task: Task, connection: Connection) -> None:
         if task.stage is Stage.DELIVERED:
@@ -184,7 +191,8 @@ class Hub:
         self._tasks.pop(task.id, None)
         self._by_client.get(task.client, {}).pop(task.id, None)
         self._decided[task.id] = (task.client, outcome, tell)
-        while len(self._decided) > _REMEMBERED:
+        # What a client may not know yet is kept: it is told when its round is durable.
+        while len(self._decided) > _REMEMBERED and next(iter(self._decided.values()))[2]:
             self._decided.popitem(last=False)
         if tell:
             self._tell(task.id)
@@ -205,10 +213,10 @@ class Hub:
         self._decide(task, (outcome, reason, detail), tell=True)
         task.exchange.inbox.put(Delivery(task, error=f"{reason}: {detail}", reason=reason, outcome=outcome))
 
-    def _lost(self, task_id: int) -> None:
-        """Give up on a client that did not come back; a client that did has a stream again."""
+    def _lost(self, task_id: int, gone: int) -> None:
+        """Give up on a client that has not come back since it was ``gone`` for the so-manieth time."""
         task = self._tasks.get(task_id)
-        if task is None:
+        if task is None or self._times_gone.get(task.client, 0) != gone:
             return
         if task.stage is Stage.OFFERED and self.connections.get(task.client) is None:
             self._fail(task, "lost", f"client {task.client} is not connected any more.")
@@ -217,6 +225,10 @@ class Hub:
 
     def receive(self, connection: Connection, message: Chunk | pb.ClientMessage) -> None:
         """Handle one message. Raises `FrameError` for one that a correct client never sends."""
+        if connection.closing:
+            return
+        if connection.outbox.waiting > _MAX_WAITING:
+            raise FrameError(f"{_MAX_WAITING} messages wait; read what is sent before sending more.")
         if isinstance(message, Chunk):
             self._chunk(connection, message)
             return
@@ -224,6 +236,8 @@ class Hub:
         if kind == "ready":
             self._ready(connection, message.ready)
         elif kind == "batch":
+            if len(message.batch.messages) > _MAX_BATCH:
+                raise FrameError(f"a batch of {len(message.batch.messages)} messages, at most {_MAX_BATCH}.")
             for part in split_frames(message.batch, pb.ClientMessage):
                 self.receive(connection, part)
         elif kind == "heartbeat":
@@ -284,7 +298,8 @@ class Hub:
         if task is None or task.stage is not Stage.RECEIVING or not connection.speaks_for(task.client):
             if task is None and chunk.id in self._decided:
                 return  # Sent before the client knew.
-            if task is not None and task.stage is Stage.OFFERED and connection.speaks_for(task.client):
+            waits = task is not None and task.stage in (Stage.OFFERED, Stage.WAITING)
+            if task is not None and waits and connection.speaks_for(task.client):
                 return  # Its slot was freed while chunks were on the way.
             raise FrameError(f"a chunk for task {chunk.id}, which has not been granted a slot.")
         try:
@@ -318,13 +333,14 @@ class Hub:
         """Note what a client says of itself, cut to a bounded size."""
         if not connection.speaks_for(client):
             raise FrameError("progress of another client.")
-        kept = {name[:64]: metrics[name] for name in sorted(metrics)[:64] if math.isfinite(metrics[name])}
+        names = sorted(metrics)[:_MAX_METRICS]
+        kept = {harmless(name[:64]): metrics[name] for name in names if math.isfinite(metrics[name])}
         member = self.roster.members[client]
-        member.metrics |= kept
+        merged = {**member.metrics, **kept}
+        member.metrics = merged if len(merged) <= _MAX_METRICS else dict(kept)
         if keys.NUM_EXAMPLES in kept:
-            member.attributes = {**member.attributes, "examples": int(max(0.0, kept[keys.NUM_EXAMPLES]))}
+            self.roster.settle(client, kept[keys.NUM_EXAMPLES])
             self.changed()
-        self.progressed(client, kept)
         return kept
 
     # Refusals.
@@ -338,7 +354,7 @@ class Hub:
         self.counters.replies["duplicate" if outcome == "accepted" else "late"] += 1
         if known or outcome != "accepted":
             self._ack(connection, task_id, outcome, reason, detail)
-            self._flush_in(_ACK_SECONDS)
+            self._flushing.within(_ACK_SECONDS)
 
     def _reject(self, task: Task, error: LayoutError | ReplyRejected) -> None:
         reason = error.reason if isinstance(error, ReplyRejected) else "wrong-layout"
@@ -364,16 +380,7 @@ class Hub:
         # Mostly the next offer follows soon: both then go as one frame, which is half the work.
         connection.send_later(ack=ack)
 
-    def _flush_in(self, seconds: float) -> None:
-        """Send acknowledgements that wait, within ``seconds``."""
-        loop = asyncio.get_running_loop()
-        if self._flushing is None or self._flushing.when() > loop.time() + seconds:
-            if self._flushing is not None:
-                self._flushing.cancel()
-            self._flushing = loop.call_later(seconds, self._flush)
-
     def _flush(self) -> None:
-        self._flushing = None
         for connection in set(self.connections.values()):
             connection.outbox.flush()
 

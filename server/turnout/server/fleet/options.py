@@ -37,9 +37,17 @@ class FleetOptions:
         older has ended. Either way it is logged and counted.
     max_offences
         A client with this many refused replies or broken frames gets no more work.
-    linear_flow
+    probe_bandwidth
         True lets gRPC widen receive windows by itself, for few, far, fast clients; memory is then bounded
         by the upload slots only.
+    hello
+        A stream that has not said who it is after so long is ended.
+    stall
+        Grace of ``min_rate``; an upload that does not begin within it loses its slot.
+    max_clients_per_connection
+        Logical clients that one node may host.
+    keepalive, keepalive_timeout
+        A silent peer is asked for a sign of life every so often, and given up after so long.
     """
 
     upload_slots: int = 4
@@ -56,7 +64,7 @@ class FleetOptions:
     max_clients_per_connection: int = 4096
     keepalive: float = 20.0
     keepalive_timeout: float = 10.0
-    linear_flow: bool = False
+    probe_bandwidth: bool = False
 
     def __post_init__(self) -> None:
         positive = ("reconnect", "hello", "stall", "min_rate", "keepalive", "keepalive_timeout")
@@ -84,7 +92,7 @@ class FleetOptions:
     def channel(self) -> list[tuple[str, Any]]:
         """Return gRPC's settings: bounded windows and frames, keepalive in step with the clients'."""
         return [
-            ("grpc.http2.bdp_probe", int(self.linear_flow)),
+            ("grpc.http2.bdp_probe", int(self.probe_bandwidth)),
             ("grpc.http2.lookahead_bytes", 4 << 20),
             ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
             ("grpc.max_send_message_length", MAX_FRAME_BYTES),

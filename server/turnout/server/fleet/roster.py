@@ -14,11 +14,14 @@ from typing import Any, Final
 
 from turnout.wire.checkpoint import sync_directory
 from turnout.wire.errors import CheckpointError, ReplyRejected
+from turnout.wire.text import harmless
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _MAX_TAGS: Final = 32
 _MAX_TEXT: Final = 128
 _MAX_ID: Final = 1 << 62
+_MAX_EXAMPLES: Final = 1 << 40
+_MAX_MEMBERS: Final = 1_000_000
 
 
 @dataclass(slots=True)
@@ -31,6 +34,8 @@ class Member:
     metrics: dict[str, float] = field(default_factory=dict)
     offences: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    settled: bool = False
+    """Whether it has said everything that it is chosen by; how many examples it has comes a little later."""
 
 
 class Roster:
@@ -78,6 +83,10 @@ class Roster:
                     "wrong-partition", f"{name!r} is client {client} here and asks to be client {partition}."
                 )
             ids.append(client)
+        if len(self.members) + len(fresh) > _MAX_MEMBERS:
+            raise ReplyRejected(
+                "too-many-clients", f"{_MAX_MEMBERS} clients are enrolled; no more are taken."
+            )
         if fresh:
             self._save(fresh)
             for name, client in fresh.items():
@@ -86,13 +95,21 @@ class Roster:
 
     def describe(self, client: int, *, device: str, examples: int, tags: Mapping[str, str]) -> None:
         """Keep what a client says of itself, cut to a bounded size."""
-        kept = {key[:_MAX_TEXT]: value[:_MAX_TEXT] for key, value in list(tags.items())[:_MAX_TAGS]}
-        known = self.members[client].attributes.get("examples", 0)  # Mostly said a little later.
-        self.members[client].attributes = {
-            "device": device[:_MAX_TEXT],
-            "examples": min(examples or known, _MAX_ID),
+        kept = {_short(key): _short(value) for key, value in list(tags.items())[:_MAX_TAGS]}
+        member = self.members[client]
+        known = member.attributes.get("examples", 0)  # Mostly said a little later.
+        member.settled = member.settled or examples > 0
+        member.attributes = {
+            "device": _short(device),
+            "examples": min(examples or known, _MAX_EXAMPLES),
             "tags": kept,
         }
+
+    def settle(self, client: int, examples: float) -> None:
+        """Note how many examples a client says it has."""
+        member = self.members[client]
+        member.settled = True
+        member.attributes = {**member.attributes, "examples": int(min(max(0.0, examples), _MAX_EXAMPLES))}
 
     def revoke(self, node: str) -> list[int]:
         """Refuse ``node`` from now on; return the clients that it speaks for."""
@@ -149,3 +166,7 @@ class Roster:
             Path(temporary).unlink(missing_ok=True)
             raise
         sync_directory(self._path.parent)
+
+
+def _short(text: str) -> str:
+    return harmless(text[:_MAX_TEXT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import secrets
@@ -148,7 +149,14 @@ class FleetServer:
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run ``coroutine`` on the event loop and return its result, from another thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        if timeout is not None:
+            return future.result(timeout)
+        while True:  # As long as there is someone to wait for.
+            with contextlib.suppress(TimeoutError):
+                return future.result(1.0)
+            if self._thread is None or not self._thread.is_alive():
+                raise RuntimeError("the fleet server has ended.")
 
     def __enter__(self) -> FleetServer:
         return self.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -110,6 +111,7 @@ class FleetServicer:
         try:
             self._check(hello, context)
             numbers = [c.partition if c.HasField("partition") else None for c in hello.clients]
+            self._check_numbers(numbers)
             ids = self._hub.roster.admit(hello.name, numbers)
             self._check_alone(ids, hello, context)
         except ReplyRejected as refused:
@@ -120,7 +122,9 @@ class FleetServicer:
             )
             retry = refused.reason in _PASSING
             refusal = pb.Refusal(reason=refused.reason, detail=str(refused)[:500], retry=retry)
-            await context.write(pb.ServerMessage(refusal=refusal).SerializeToString())
+            with contextlib.suppress(TimeoutError):
+                told = context.write(pb.ServerMessage(refusal=refusal).SerializeToString())
+                await asyncio.wait_for(told, self._hub.options.hello)
             code = grpc.StatusCode.UNAVAILABLE if retry else grpc.StatusCode.PERMISSION_DENIED
             await context.abort(code, f"{refused.reason}: {refused}"[:500])
         for client, said in zip(ids, hello.clients, strict=True):
@@ -158,6 +162,14 @@ class FleetServicer:
             self._hub.revoke(name)
             # From here on the list decides: a certificate that is issued later is good again.
             self._hub.roster.readmit(name)
+
+    def _check_numbers(self, numbers: Sequence[int | None]) -> None:
+        known = self._welcome.num_clients
+        beyond = [number for number in numbers if number is not None and number >= known > 0]
+        if beyond:
+            raise ReplyRejected(
+                "unknown-partition", f"client {beyond[0]} is none of the experiment's, 0 to {known - 1}."
+            )
 
     def _check_alone(
         self, ids: Sequence[int], hello: pb.Hello, context: grpc.aio.ServicerContext[Any, Any]

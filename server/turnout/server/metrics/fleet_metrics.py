@@ -19,10 +19,11 @@ REASONS: Final = frozenset(
     (
         "already-connected", "bad-chunk", "bad-frame", "bad-hello", "bad-metric", "bad-name", "bad-request",
         "bad-size", "client-error", "damaged", "draining", "duplicate", "duplicate-client", "expired-token",
-        "foreign-task", "late", "left", "lost", "no-metrics", "non-finite", "old-attempt", "partition-taken",
-        "replaced", "revoked", "stalled", "too-large", "too-many-attempts", "too-many-metrics",
-        "unknown-client", "unknown-task", "unknown-token", "used-token", "weak-key", "wrong-identity",
-        "wrong-layout", "wrong-name", "wrong-partition", "wrong-version",
+        "foreign-task", "late", "left", "lost", "no-metrics", "non-finite", "norm", "old-attempt",
+        "partition-taken", "replaced", "revoked", "stalled", "too-large", "too-many-attempts",
+        "too-many-clients", "too-many-metrics", "unknown-client", "unknown-partition", "unknown-task",
+        "unknown-token", "used-token", "weak-key", "wrong-identity", "wrong-layout", "wrong-name",
+        "wrong-partition", "wrong-version",
     )
 )  # fmt: skip
 
