@@ -126,13 +126,6 @@ BUGS = (
         "tests/server/test_run_directory.py::test_a_directory_belongs_to_one_process",
     ),
     Bug(
-        "a busy new store is given up at once",
-        "server/turnout/server/database.py",
-        "    _write_ahead(cursor)\n",
-        '    cursor.execute("PRAGMA journal_mode=WAL")\n',
-        "tests/chaos/test_new_store.py::test_a_new_store_is_opened_by_several_at_once",
-    ),
-    Bug(
         "late replies are taken",
         "server/turnout/server/fleet/hub.py",
         "elif ready.attempt != task.attempt:",

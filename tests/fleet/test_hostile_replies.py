@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -190,6 +191,7 @@ def test_replays_duplicates_and_foreign_replies_are_folded_once(
         two.finish(other)
         assert running.result() == {0: ("ok", ""), 1: ("ok", "")}
     assert (running.strategy.x == 2).all()
+    server.wait_for(asyncio.sleep(0.05), 5)  # The event loop hears of verdicts a little later.
     assert server.counters.replies["accepted"] == 4
     assert server.counters.replies["duplicate"] == 3
 

@@ -17,4 +17,4 @@ def test_checked_in_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
     subprocess.run([*command, "turnout/v1/fleet.proto"], check=True, cwd=ROOT)
     for name in STUBS:
         made, kept = tmp_path / "turnout/v1" / name, ROOT / "turnout/v1" / name
-        assert made.read_text() == kept.read_text(), f"{name} is out of date: regenerate it with grpcio-tools"
+        assert made.read_text() == kept.read_text(), f"{name} is out of date: run make stubs"
