@@ -30,6 +30,7 @@ def revoke_name(directory: str | Path, name: str) -> None:
     directory = Path(directory)
     if not (directory / "ca.pem").exists():
         raise ConfigError(f"directory {directory} holds no authority (ca.pem); name the one that signed.")
+    TokenBook(directory).void(name)  # First: what is signed before this moment is then on the list below.
     path = directory / REVOKED_FILE
     with locked(path):
         names = _names(path)
@@ -37,7 +38,6 @@ def revoke_name(directory: str | Path, name: str) -> None:
         rows = {key: when.isoformat(timespec="seconds") for key, when in sorted(names.items())}
         # Not secret, and the server may run as another user.
         write_document(path, {"revoked": rows}, mode=0o644)
-    TokenBook(directory).void(name)
 
 
 class RevocationList:
