@@ -162,7 +162,7 @@ class TestShape:
     @pytest.mark.parametrize("kind", EVERY)
     def test_fields_are_keyword_only_and_documented_once(self, kind: type[StreamingStrategy]) -> None:
         common = {f.name for f in dataclasses.fields(StreamingStrategy)}
-        assert common == {"num_clients", "server_lr", "client_weights", "seed"}
+        assert common == {"num_clients", "server_lr", "client_weights", "seed", "max_update_norm"}
         with pytest.raises(TypeError):
             kind(1)  # type: ignore[call-arg]
         own = [f.name for f in dataclasses.fields(kind) if f.name not in common]
