@@ -10,6 +10,7 @@ from typing import Final
 from turnout.cli.output import Output
 from turnout.server.fleet import FleetServer
 
+_FIRST_SECONDS: Final = 0.02  # A short run may be over soon after its clients came.
 _PAUSE_SECONDS: Final = 0.3
 _SHOWN_NODES: Final = 5
 
@@ -31,7 +32,8 @@ class FleetWatch:
         self._others()
         if not self._due:  # A thousand nodes that come together are one line.
             self._due = True
-            asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._tell)
+            pause = _PAUSE_SECONDS if self._shown else _FIRST_SECONDS
+            asyncio.get_running_loop().call_later(pause, self._tell)
 
     def _tell(self) -> None:
         self._due = False
