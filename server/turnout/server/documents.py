@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from turnout.wire.checkpoint import sync_directory, unwritten
+from turnout.wire.checkpoint import unwritten
+from turnout.wire.whole_file import replace_file
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content``, synced to disk; a crash leaves the old file or the new one."""
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes private files; these are for sharing.
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        replace_file(path, data, mode=0o644)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise unwritten(error, path, len(data)) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def finite(value: Any) -> Any:

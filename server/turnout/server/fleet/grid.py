@@ -35,9 +35,8 @@ class FleetGrid(LocalRunGrid):
     """Drives any Flower strategy over the clients of a running `FleetServer`.
 
     Node id and client id are the same stable number, given by enrolled name. Under our own strategies
-    register
-    `turnout.server.fleet.CommitCallback` behind the recorder: clients are then told their outcome when the
-    round is durable, and told the strategy's verdict; without it, as soon as a reply was taken.
+    register `turnout.server.fleet.CommitCallback` behind the recorder: clients are then told their outcome
+    when the round is durable, and told the strategy's verdict; without it, as soon as a reply was taken.
 
     Parameters
     ----------

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turnout.wire.checkpoint import sync_directory
 from turnout.wire.errors import ConfigError
+from turnout.wire.whole_file import replace_file
 
 try:
     import fcntl
@@ -54,18 +53,7 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     Raises `ConfigError` when the disk refuses.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        try:
-            Path(temporary).chmod(mode)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
+        replace_file(path, content, mode=mode)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written, {error.strerror or error}.") from error
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from turnout.wire.checkpoint import sync_directory
 from turnout.wire.errors import CheckpointError, ReplyRejected
 from turnout.wire.text import harmless
+from turnout.wire.whole_file import replace_file
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _MAX_TAGS: Final = 32
@@ -155,17 +153,7 @@ class Roster:
         if self._path is None:
             return
         text = json.dumps({"clients": {**self._ids, **fresh}}, indent=1)
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".roster.", suffix=".partial")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync_directory(self._path.parent)
+        replace_file(self._path, text.encode(), mode=0o600)
 
 
 def _short(text: str) -> str:
