@@ -21,7 +21,7 @@ from turnout.wire.flower import reply
 
 Ask = Callable[..., list[Message]]
 MakeApp = Callable[..., ClientApp]
-EXECUTORS = [("serial", None), ("threads", 1), ("threads", 3)]
+EXECUTORS = [("serial", None), ("threads", 1), ("threads", 3), ("processes", 2)]
 
 
 def nodes_of(replies: Any) -> list[int]:

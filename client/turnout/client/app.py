@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from turnout.client.flat_model import FlatModel
-from turnout.client.local_round import LocalRound
+from turnout.client.local_round import LocalRound, Outcome
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.state import ClientState
@@ -42,7 +42,7 @@ def client_app(
     seed: int = 0,
     device: str = "auto",
     mods: Sequence[Mod] = (),
-) -> ClientApp:
+) -> TaskApp:
     """Return a Flower ``ClientApp`` whose clients train on ``task``.
 
     The app answers ``train`` (the local update that the request's config names), ``evaluate`` (the received
@@ -70,12 +70,19 @@ def client_app(
         seed=seed,
         device=device,
     )
-    trainer = Trainer(task, options)
-    app = ClientApp(mods=list(mods))
-    app.train()(trainer.train)
-    app.evaluate()(trainer.evaluate)
-    app.query("local_model")(trainer.local_model)
-    return app
+    return TaskApp(Trainer(task, options), mods)
+
+
+class TaskApp(ClientApp):
+    """The app that `client_app` makes. ``trainer`` does its work; ``bare`` says that it has no mods."""
+
+    def __init__(self, trainer: Trainer, mods: Sequence[Mod] = ()) -> None:
+        super().__init__(mods=list(mods))
+        self.trainer = trainer
+        self.bare = not mods
+        self.train()(trainer.train)
+        self.evaluate()(trainer.evaluate)
+        self.query("local_model")(trainer.local_model)
 
 
 class Trainer:
@@ -97,9 +104,7 @@ class Trainer:
     def train(self, message: Message, context: Context) -> Message:
         """Run the local update that the request names and reply with its records and metrics."""
         started = time.perf_counter()
-        work = self._local_round(message.content, context)
-        update = cast(LocalUpdate, find("local-update", work.local_update).target)
-        outcome = update(work)
+        work, outcome = self.update(message.content, context)
         content = RecordDict()
         for key, record in outcome.records.items():
             content[key] = record
@@ -112,6 +117,12 @@ class Trainer:
             }
         )
         return Message(content, reply_to=message)
+
+    def update(self, content: RecordDict, context: Context) -> tuple[LocalRound, Outcome]:
+        """Run the local update that a request's ``content`` names; return the work and what came of it."""
+        work = self._local_round(content, context)
+        update = cast(LocalUpdate, find("local-update", work.local_update).target)
+        return work, update(work)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply the task's metrics of the received model on the client's own examples."""
@@ -191,8 +202,7 @@ class Trainer:
                     "participation probability 0, or set the partition's min_examples to 1 or more."
                 )
             if torch.device(self._device).type != "cpu":
-                data = ClientData(data.x.to(self._device), data.y.to(self._device))
-            self._on_device[client] = data
+                data = self._on_device[client] = ClientData(data.x.to(self._device), data.y.to(self._device))
         return data
 
 

@@ -20,3 +20,10 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def use_one_torch_thread() -> None:
+    """Give PyTorch one thread for good, in a process that is one of several workers."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
 from flwr.clientapp import ClientApp
 
@@ -26,7 +26,7 @@ class LocalClients:
     ) -> None:
         self.num_clients = num_clients
         self.num_failures = 0
-        self._client_app = client_app
+        self.client_app = client_app
         self._run_config = run_config
         self._contexts: dict[int, Context] = {}
         self._lock = threading.Lock()
@@ -38,32 +38,51 @@ class LocalClients:
         its own records around the shared arrays. State that a failing client changed is put back.
         """
         node = message.metadata.dst_node_id
-        context = self._context(node)
+        context = self.context(node)
         before = isolated(context.state)
         delivered = copy.copy(message)
         delivered.content = isolated(message.content)
         try:
             with one_torch_thread():
-                reply = self._client_app(delivered, context)
+                reply = self.client_app(delivered, context)
             _check_reply(reply, message)
         except (Exception, SystemExit) as error:
             context.state = before
-            with self._lock:
-                self.num_failures += 1
-            reason = f"client {node} raised in round {server_round}:\n{_own_traceback(error)}"
-            reply = error_reply(message, reason)
+            self.count_failures(1)
+            reply = error_reply(message, failure(node, server_round, error))
         stamp(reply, reply_id(message))
         return reply
 
-    def _context(self, node: int) -> Context:
+    def count_failures(self, number: int) -> None:
+        """Count clients that raised."""
+        with self._lock:
+            self.num_failures += number
+
+    def context(self, node: int) -> Context:
+        """Return the client's context, which is made when it is first asked for."""
         context = self._contexts.get(node)
         if context is None:
-            context = self._contexts[node] = new_context(
-                node_id=node,
-                node_config={"partition-id": node, "num-partitions": self.num_clients},
-                run_config=self._run_config,
-            )
+            context = self._contexts[node] = self.new_context(node, RecordDict())
         return context
+
+    def new_context(self, node: int, state: RecordDict) -> Context:
+        """Return a context of the client around ``state``, which nobody keeps."""
+        return new_context(
+            node_id=node,
+            node_config={"partition-id": node, "num-partitions": self.num_clients},
+            run_config=self._run_config,
+            state=state,
+        )
+
+    def state(self, node: int) -> RecordDict:
+        """Return the client's present state; an empty one, which nobody keeps, if it has none."""
+        context = self._contexts.get(node)
+        return RecordDict() if context is None else context.state
+
+    def keep(self, node: int, state: RecordDict) -> None:
+        """Make ``state`` the client's state."""
+        if state or node in self._contexts:
+            self.context(node).state = state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every client that has any, by client number. Arrays are shared, not copied."""
@@ -84,7 +103,7 @@ class LocalClients:
             )
         self._contexts.clear()
         for node, state in states.items():
-            self._context(node).state = state
+            self.context(node).state = state
 
 
 def reply_id(message: Message) -> str:
@@ -103,6 +122,11 @@ def _check_reply(reply: object, message: Message) -> None:
             "the ClientApp returned a message that does not answer the request; "
             "return Message(content, reply_to=message)."
         )
+
+
+def failure(node: int, server_round: int, error: BaseException) -> str:
+    """Return what is told of a client that raised ``error``, its own traceback included."""
+    return f"client {node} raised in round {server_round}:\n{_own_traceback(error)}"
 
 
 def _own_traceback(error: BaseException) -> str:

@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +19,8 @@ from turnout.simulation.clients import LocalClients, reply_id
 from turnout.simulation.executors import make_executor
 from turnout.simulation.participation import Always, Mask, ParticipationModel
 from turnout.simulation.probabilities import check_num_clients, check_seed
-from turnout.wire.errors import ConfigError
+from turnout.strategies.cohort import Batch, Cohort
+from turnout.wire.errors import ConfigError, ReplyRejected
 from turnout.wire.flower import NODE_UNAVAILABLE, error_reply, stamp
 from turnout.wire.grid import LocalRunGrid
 
@@ -93,10 +93,10 @@ class LocalGrid(LocalRunGrid):
             )
         if min_available_nodes < 1:
             raise ConfigError(f"min_available_nodes must be at least 1, got {min_available_nodes}.")
-        self._executor = make_executor(executor, workers)
         self._clients = LocalClients(
             client_app, self.num_clients, {"seed": check_seed(seed), **(run_config or {})}
         )
+        self._executor = make_executor(executor, self._clients, workers)
         self._min_available = min(min_available_nodes, self.num_clients)
         self._buffer_replies = buffer_replies
         self._num_late = self._num_absent = 0
@@ -219,12 +219,13 @@ class LocalGrid(LocalRunGrid):
         trains = any(_is_training(message) for message in requests)
         present = [m for m in requests if mask[m.metadata.dst_node_id] or not _is_training(m)]
         unanswered = len(present)
-        deliver = partial(self._clients.deliver, server_round=server_round)
-        deadline = None if timeout is None or math.isinf(timeout) else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         try:
             if unanswered < len(requests):
                 yield from self._refusals(requests, mask, server_round)
-            replies = self._executor.run(present, deliver, deadline=deadline, ordered=self._advances_itself)
+            replies = self._executor.run(
+                present, server_round=server_round, deadline=deadline, ordered=self._advances_itself
+            )
             with closing(replies):
                 for reply in replies:
                     unanswered -= 1
@@ -235,6 +236,39 @@ class LocalGrid(LocalRunGrid):
             if trains and self._advances_itself and self._round == server_round:
                 self._round += 1
 
+    # Cohorts.
+
+    @property
+    def trains_cohorts(self) -> bool:
+        """Whether clients can be trained in bulk: see `turnout.strategies.cohort`."""
+        return self._executor.trains_cohorts and not self._advances_itself
+
+    def train_cohort(self, cohort: Cohort, *, timeout: float | None = None) -> Generator[Batch, None, None]:
+        """Train ``cohort`` in bulk; times out and refuses absent clients as `send_and_receive` does."""
+        deadline, mask = _deadline(timeout), self._mask()
+        parts, unanswered = [], 0
+        for part in cohort.parts:
+            here = mask[part.nodes]
+            present = part.nodes
+            if not here.all():
+                present = [node for node, there in zip(part.nodes, here, strict=True) if there]
+                absent = [node for node, there in zip(part.nodes, here, strict=True) if not there]
+                self._num_absent += len(absent)
+                yield Batch.of_failures(
+                    part.instruction, cohort, [(node, self._absence(node)) for node in absent]
+                )
+            parts.append(replace(part, nodes=present))
+            unanswered += len(present)
+        with closing(self._executor.train_cohort(replace(cohort, parts=parts), deadline=deadline)) as batches:
+            for batch in batches:
+                unanswered -= len(batch.nodes) + len(batch.failures)
+                yield batch
+                del batch
+        self._num_late += unanswered
+
+    def _absence(self, node: int) -> ReplyRejected:
+        return ReplyRejected("client-error", _absence(node, self._round))
+
     def _refusals(
         self, requests: list[Message], mask: Mask, server_round: int
     ) -> Generator[Message, None, None]:
@@ -243,8 +277,7 @@ class LocalGrid(LocalRunGrid):
             node = message.metadata.dst_node_id
             if _is_training(message) and not mask[node]:
                 self._num_absent += 1
-                reason = f"client {node} does not take part in round {server_round}; ask those available."
-                reply = error_reply(message, reason, NODE_UNAVAILABLE)
+                reply = error_reply(message, _absence(node, server_round), NODE_UNAVAILABLE)
                 stamp(reply, reply_id(message))
                 yield reply
 
@@ -262,8 +295,17 @@ class LocalGrid(LocalRunGrid):
         """Continue from what `state_dict` returned; `CheckpointError` if it has clients unknown here."""
         self._executor.settle()
         self._clients.load_state_dict(tree["clients"])
+        self._executor.states_replaced()
         self._round = int(tree["round"])
 
 
 def _is_training(message: Message) -> bool:
     return message.metadata.message_type.startswith("train")
+
+
+def _absence(node: int, server_round: int) -> str:
+    return f"client {node} does not take part in round {server_round}; ask those available."
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None or math.isinf(timeout) else time.monotonic() + timeout

@@ -28,6 +28,8 @@ _HEADROOM: Final = 20
 _TOO_LARGE: Final = 2.0**1000
 # A term's grid is that many levels below the term: 2**-(_WIDTH * _LEVELS) = 2**-32 of it.
 _LEVELS: Final = 4
+# Fewest elements of a row that are folded at a time, when many rows are.
+_FEWEST_COLUMNS: Final = 512
 
 
 def peak(vector: Any) -> float:
@@ -57,9 +59,14 @@ class ExactSum:
         self._sums: dict[int, Any] = {}
         self._spare: list[Any] = []
         self._counts: dict[int, int] = {}
+        self._rows: NDArray | None = None
+        self._lent: NDArray | None = None
+        self._index = 0
+        self._pending: list[tuple[int, float, float]] = []
 
     def reset(self) -> None:
         """Start again from zero, keeping the memory."""
+        self._pending.clear()
         self._spare.extend(self._sums.values())
         self._sums.clear()
         self._counts.clear()
@@ -76,13 +83,12 @@ class ExactSum:
             )
         if bound == 0.0:
             return
-        level = math.ceil(math.frexp(bound)[1] / _WIDTH)
-        lowest = max([level, *self._sums]) - self._depth
-        # The rounding's remainder is below half a grid step: a term of _LEVELS further down.
-        levels = [low for low in range(level, level - self._depth, -_LEVELS) if low > lowest]
-        if not levels:
+        if vector is self._lent:
+            self._pending.append((self._index, weight, bound))
             return
-        folds = [(self._accumulator(low), math.ldexp(1.5, low * _WIDTH + _HEADROOM)) for low in levels]
+        folds = self._folds(_level(bound), 1)
+        if not folds:
+            return
         if isinstance(folds[0][0], np.ndarray):
             _fold(folds, vector, weight)
         else:
@@ -93,8 +99,41 @@ class ExactSum:
                 accumulator += rounded
                 term = term - rounded
 
+    def lend(self, rows: NDArray) -> None:
+        """Announce vectors that are lent together, ``rows`` of shape (k, P), until `settle`."""
+        self.settle()
+        self._rows = rows
+
+    def row(self, index: int) -> NDArray:
+        """Return row ``index`` of those lent, as the object that `add` knows again until the next call.
+
+        Adding it only notes index and weight: `settle` adds all noted rows in one pass over the accumulators.
+        """
+        assert self._rows is not None
+        self._index = index
+        self._lent = self._rows[index]
+        return self._lent
+
+    def settle(self) -> None:
+        """Add the noted rows, which may be overwritten afterwards."""
+        self._flush()
+        self._rows = self._lent = None
+
+    def _flush(self) -> None:
+        rows, pending, self._pending = self._rows, self._pending, []
+        by_level: dict[int, list[tuple[int, float]]] = {}
+        for index, weight, bound in pending:
+            by_level.setdefault(_level(bound), []).append((index, weight))
+        for level, terms in by_level.items():
+            folds = self._folds(level, len(terms))
+            if folds:
+                assert rows is not None
+                _fold_rows(folds, rows, terms)
+
     def value(self, divisor: float = 1.0) -> Any:
         """Return the sum, divided by ``divisor``, as a new float64 vector."""
+        if self._pending:
+            self._flush()
         if not self._sums:
             return _zeros(self._like)
         lowest = self._sums[min(self._sums)]
@@ -105,6 +144,8 @@ class ExactSum:
 
         Fresh memory for a large model costs more time than adding it up.
         """
+        if self._pending:
+            self._flush()
         if not self._sums:
             return _zeros(self._like)
         total = self._total(self._sums[min(self._sums)], divisor)
@@ -119,8 +160,15 @@ class ExactSum:
             total /= divisor
         return total
 
-    def _accumulator(self, level: int) -> Any:
-        count = self._counts[level] = self._counts.get(level, 0) + 1
+    def _folds(self, level: int, terms: int) -> list[tuple[Any, float]]:
+        """Return the accumulators, with their grids' constants, that ``terms`` terms of ``level`` go to."""
+        lowest = max([level, *self._sums]) - self._depth
+        # The rounding's remainder is below half a grid step: a term of _LEVELS further down.
+        levels = [low for low in range(level, level - self._depth, -_LEVELS) if low > lowest]
+        return [(self._accumulator(low, terms), math.ldexp(1.5, low * _WIDTH + _HEADROOM)) for low in levels]
+
+    def _accumulator(self, level: int, terms: int) -> Any:
+        count = self._counts[level] = self._counts.get(level, 0) + terms
         if count >= 2 << _HEADROOM:
             raise OverflowError(f"more than {2 << _HEADROOM} terms in one sum; split the round.")
         if level not in self._sums:
@@ -140,6 +188,41 @@ def _zeros(like: Any) -> Any:
         return np.zeros(like.shape, np.float64)
     xp = array_namespace(like)
     return xp.zeros(like.shape, dtype=xp.float64, device=like.device)
+
+
+def _level(bound: float) -> int:
+    return math.ceil(math.frexp(bound)[1] / _WIDTH)
+
+
+def _fold_rows(
+    folds: Sequence[tuple[NDArray, float]], rows: NDArray, terms: Sequence[tuple[int, float]]
+) -> None:
+    """Add ``weight * rows[index]`` of all ``terms`` in one pass over the accumulators, by blocks."""
+    *upper, (lowest, finest) = folds
+    indices = [index for index, _ in terms]
+    weights = np.array([weight for _, weight in terms])[:, np.newaxis]
+    whole = len(indices) == len(rows) and indices == list(range(len(rows)))
+    plain = bool((weights == 1.0).all())
+    step = max(_FEWEST_COLUMNS, BLOCK // 2 // len(indices))
+
+    def piece(begin: int, end: int) -> list[None]:
+        for start in range(begin, end, step):
+            stop = min(start + step, end)
+            block = rows[:, start:stop] if whole else rows[indices, start:stop]
+            term = block.astype(np.float64)
+            if not plain:
+                term *= weights
+            for accumulator, magic in upper:
+                rounded = term + magic
+                rounded -= magic
+                accumulator[start:stop] += rounded.sum(axis=0)
+                term -= rounded
+            term += finest
+            term -= finest
+            lowest[start:stop] += term.sum(axis=0)
+        return []
+
+    blockwise(rows.shape[1], piece)
 
 
 def _fold(folds: Sequence[tuple[NDArray, float]], vector: NDArray, weight: float) -> None:

@@ -10,14 +10,12 @@ from typing import Final
 import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
-from turnout.strategies.blockwise import BLOCK, blockwise
 from turnout.strategies.exact_sum import ExactSum
+from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys
 from turnout.wire.flower import REPLY_REFUSED, records_of
 
-# A block's sum of squares of such values still is a finite float32, and no honest model comes near.
-_LARGEST: Final = 1e16
 # Such metrics can be weighted and added up without overflow.
 _LARGEST_METRIC: Final = 1e250
 _MAX_EXAMPLES: Final = 2**40
@@ -94,6 +92,10 @@ class Intake:
                     return request.dst_node_id
         return metadata.src_node_id
 
+    def answered(self, node: int) -> None:
+        """Note that ``node`` answered, by a way of its own."""
+        self._answered.add(node)
+
     def claim(self, node: int, client: int) -> None:
         """Note that ``node`` speaks for ``client``; a second claim in one round is refused."""
         if client in self._claimed:
@@ -136,7 +138,7 @@ class Intake:
         except LayoutError as error:
             raise ReplyRejected("wrong-layout", str(error)) from error
         for name, value in (buffers or {}).items():
-            _check_range(name, *_extremes(value))
+            check_range(name, *extremes(value))
         return Parcel(
             client,
             update,
@@ -163,42 +165,20 @@ class Intake:
         record = arrays[name]
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         minus = self._sent if instruction.reply == "update" else None
-        return self._check(vector, minus, self._buffer(keys.ARRAYS), name)
+        peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
+        return out, peak, norm
 
     def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
         if name not in arrays:
             raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
         vector = self._layout.flatten(arrays[name], with_buffers=False)
-        return self._check(vector, None, self._buffer(name), name)[0]
+        measured(vector, None, out := self._buffer(name), name)
+        return out
 
     def _buffer(self, name: str) -> NDArray:
         if name not in self._buffers:
             self._buffers[name] = np.empty_like(self._sent)
         return self._buffers[name]
-
-    def _check(
-        self, vector: NDArray, minus: NDArray | None, out: NDArray, name: str
-    ) -> tuple[NDArray, float, float]:
-        """Copy ``vector - minus`` to ``out`` block by block; refuse what is not finite or absurd."""
-
-        def piece(begin: int, end: int) -> list[tuple[float, float, float]]:
-            figures = []
-            for start in range(begin, end, BLOCK):
-                stop = min(start + BLOCK, end)
-                block = out[start:stop]
-                if minus is None:
-                    block[...] = vector[start:stop]
-                else:
-                    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: refused just below.
-                        np.subtract(vector[start:stop], minus[start:stop], out=block)
-                high, low = _extremes(block)
-                _check_range(name, high, low)
-                figures.append((high, low, float(np.dot(block, block))))
-            return figures
-
-        figures = blockwise(vector.size, piece)
-        largest = max((max(high, -low) for high, low, _ in figures), default=0.0)
-        return out, largest, math.sqrt(math.fsum(squares for _, _, squares in figures))
 
     @staticmethod
     def mean_evaluation(replies: Iterable[Message]) -> MetricRecord | None:
@@ -302,14 +282,3 @@ def _whole(metrics: Mapping[str, float], name: str, low: int, high: int) -> int:
             "bad-metric", f"metric {name!r} must be a whole number in [{low}, {high}], got {value!r}."
         )
     return int(value)
-
-
-def _extremes(block: NDArray) -> tuple[float, float]:
-    return (float(block.max()), float(block.min())) if block.size else (0.0, 0.0)
-
-
-def _check_range(name: str, high: float, low: float) -> None:
-    if not (high < _LARGEST and low > -_LARGEST):  # False for NaN too.
-        if math.isfinite(high) and math.isfinite(low):
-            raise ReplyRejected("too-large", f"{name!r} holds values beyond {_LARGEST:g}.")
-        raise ReplyRejected("non-finite", f"{name!r} holds NaN or infinity.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from turnout.strategies.cohort import CohortGrid
 from turnout.strategies.rounds import Callback, RoundReport
 from turnout.wire import CheckpointError, ConfigError, load_checkpoint
 
@@ -90,10 +92,15 @@ def _run_round(
 ) -> RoundReport:
     if hasattr(grid, "start_round"):
         grid.start_round(server_round)
-    messages = strategy.configure_train(server_round, strategy.arrays(), train_config, grid)
-    replies = grid.send_and_receive(messages, timeout=timeout)
-    del messages
-    arrays, train_metrics = strategy.aggregate_train(server_round, replies)
+    if strategy.folds_cohorts and isinstance(grid, CohortGrid) and grid.trains_cohorts:
+        cohort = strategy.configure_cohort(server_round, strategy.arrays(), train_config, grid)
+        with closing(grid.train_cohort(cohort, timeout=timeout)) as batches:
+            arrays, train_metrics = strategy.aggregate_cohort(server_round, batches)
+    else:
+        messages = strategy.configure_train(server_round, strategy.arrays(), train_config, grid)
+        replies = grid.send_and_receive(messages, timeout=timeout)
+        del messages
+        arrays, train_metrics = strategy.aggregate_train(server_round, replies)
     arrays = arrays if arrays is not None else strategy.arrays()
     result.arrays = arrays
     if train_metrics is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,10 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.checks import number
+from turnout.strategies.cohort import Batch, Cohort, CohortPart
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
-from turnout.strategies.rounds import Callback, ClientReport, Instruction
+from turnout.strategies.rounds import Callback, ClientReport, Reply
 from turnout.wire import CheckpointError, NDArray, ParameterLayout, ReplyRejected, keys, view
 from turnout.wire.flower import request
 
@@ -67,6 +68,12 @@ class StreamingStrategy(Algorithm, Strategy):
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
 
     @property
+    def folds_cohorts(self) -> bool:
+        """Whether replies may come in bulk: no subclass has its own way with messages."""
+        own, base = type(self), StreamingStrategy
+        return own.configure_train is base.configure_train and own.aggregate_train is base.aggregate_train
+
+    @property
     def layout(self) -> ParameterLayout:
         """The model's layout, known from the first `configure_train` on."""
         if self._layout is None:
@@ -88,11 +95,29 @@ class StreamingStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose the cohort and return one request per client, all sharing one copy of the model."""
+        started = time.perf_counter()
+        cohort = self._open_round(server_round, arrays, config, grid)
+        group = str(server_round)
+        by_node = {node: part.content for part in cohort.parts for node in part.nodes}
+        messages = [request(by_node[node], dst_node_id=node, group_id=group) for node in self._asked]
+        self._intake.asked(messages)
+        self.seconds["select"] = time.perf_counter() - started
+        return messages
+
+    def configure_cohort(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Cohort:
+        """Choose the cohort, as `configure_train` does, without a message per client."""
+        started = time.perf_counter()
+        cohort = self._open_round(server_round, arrays, config, grid)
+        self.seconds["select"] = time.perf_counter() - started
+        return cohort
+
+    def _open_round(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Cohort:
         if self._layout is None or server_round == 1:
             self.adopt(arrays)
         else:
             self._take(arrays)
-        started = time.perf_counter()
         available = list(grid.get_node_ids())
         self.clients.growing = not hasattr(grid, "registered_ids")
         registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
@@ -100,16 +125,13 @@ class StreamingStrategy(Algorithm, Strategy):
         self.begin_round(server_round, registered)
         for row in self.clients.register(available, server_round):
             self.on_register(row, server_round)
-        cohort = self.select(server_round, available)
+        self._asked = self.select(server_round, available)
         model = self.layout.record(self.broadcast(), self._buffers.values)
         # Updates are relative to what clients receive, which 16-bit tensors round.
         sent = self.layout.flatten(model)
-        self._intake = Intake(self.layout, sent, cohort, server_round, self._lent)
+        self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
         self._buffers.reset()
-        messages = list(self._requests(server_round, model, cohort, config))
-        self._intake.asked(messages)
-        self.seconds["select"] = time.perf_counter() - started
-        return messages
+        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Go on from ``arrays`` if they are not the model that this strategy returned.
@@ -123,26 +145,21 @@ class StreamingStrategy(Algorithm, Strategy):
             if not np.array_equal(value, view(own[name])):
                 self._buffers.values[name] = value.copy()
 
-    def _requests(
-        self,
-        server_round: int,
-        model: ArrayRecord,
-        cohort: Mapping[int, Instruction],
-        config: ConfigRecord,
-    ) -> Iterator[Message]:
+    def _parts(self, server_round: int, model: ArrayRecord, config: ConfigRecord) -> list[CohortPart]:
         # Instructions are mostly one shared object: its records are made once for all who get it.
-        made: dict[int, RecordDict] = {}
-        for node, instruction in cohort.items():
-            content = made.get(id(instruction))
-            if content is None:
+        parts: dict[int, CohortPart] = {}
+        for node, instruction in self._asked.items():
+            part = parts.get(id(instruction))
+            if part is None:
                 entries = {**config, **instruction.config}
                 entries[keys.SERVER_ROUND] = server_round
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
                 content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
                 for name, vector in instruction.vectors.items():
                     content[name] = self.layout.record(vector)
-                made[id(instruction)] = content
-            yield request(content, dst_node_id=node, group_id=str(server_round))
+                part = parts[id(instruction)] = CohortPart(content, instruction, [])
+            part.nodes.append(node)
+        return list(parts.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -154,10 +171,7 @@ class StreamingStrategy(Algorithm, Strategy):
             node = self._intake.sender(message)
             try:
                 parcel = self._intake.open(message)
-                if self.max_update_norm is not None and parcel.norm > self.max_update_norm:
-                    raise ReplyRejected(
-                        "norm", f"the norm is {parcel.norm:.6g}, max_update_norm is {self.max_update_norm:g}."
-                    )
+                self._check_norm(parcel.norm)
                 self._intake.claim(node, parcel.client)
                 row = self.clients.identify(node, parcel.client, server_round)
                 self.on_register(row, server_round)
@@ -171,6 +185,66 @@ class StreamingStrategy(Algorithm, Strategy):
                 self._buffers.add(parcel.buffers)
             metrics.append((report.client, parcel.num_examples, parcel.metrics))
             del message, parcel
+        return self._close_round(server_round, metrics, started)
+
+    def aggregate_cohort(
+        self, server_round: int, batches: Iterable[Batch]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold replies that come in bulk and were checked where they were made; see `aggregate_train`."""
+        metrics: list[tuple[int, int, Mapping[str, float]]] = []
+        started = time.perf_counter()
+        for batch in batches:
+            for node, refused in batch.failures:
+                self._intake.answered(node)
+                self._refuse(node, refused)
+            self.sum.lend(batch.vectors)
+            for index, node in enumerate(batch.nodes):
+                self._intake.answered(node)
+                try:
+                    report = self._fold_row(server_round, batch, index)
+                except ReplyRejected as refused:
+                    self._refuse(node, refused)
+                    continue
+                metrics.append((report.client, report.num_examples, report.metrics))
+            folding = time.perf_counter()
+            self.sum.settle()
+            self.seconds["fold"] += time.perf_counter() - folding
+        return self._close_round(server_round, metrics, started)
+
+    def _fold_row(self, server_round: int, batch: Batch, index: int) -> ClientReport:
+        node, norm = batch.nodes[index], batch.norms[index]
+        self._check_norm(norm)
+        row = self.clients.identify(node, node, server_round)
+        self.on_register(row, server_round)
+        extras = {name: rows[index] for name, rows in batch.extras.items()}
+        examples, role = batch.examples[index], batch.instruction.local_update
+        report = self.accept(
+            server_round, Reply(row, self.sum.row(index), examples, batch.peaks[index], role, extras)
+        )
+        if batch.buffers and batch.instruction.reply != "gradient":
+            self._buffers.add({name: rows[index] for name, rows in batch.buffers.items()})
+        loss, seconds = batch.losses[index], batch.seconds[index]
+        report.train_loss, report.train_seconds, report.update_norm = loss, seconds, norm
+        report.metrics = {
+            keys.NUM_EXAMPLES: examples,
+            keys.CLIENT_ID: node,
+            keys.TRAIN_LOSS: loss,
+            keys.TRAIN_SECONDS: seconds,
+        }
+        return report
+
+    def _check_norm(self, norm: float) -> None:
+        if self.max_update_norm is not None and norm > self.max_update_norm:
+            raise ReplyRejected(
+                "norm", f"the norm is {norm:.6g}, max_update_norm is {self.max_update_norm:g}."
+            )
+
+    def _close_round(
+        self,
+        server_round: int,
+        metrics: list[tuple[int, int, Mapping[str, float]]],
+        started: float,
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.seconds["train"] = time.perf_counter() - started
         started = time.perf_counter()
         for node in self._intake.unanswered():

@@ -1,66 +1,18 @@
-"""How the clients of one exchange are run in this process: one after the other, or on threads.
-
-An executor is one method, `Executor.run`; another way of running clients is another subclass in `EXECUTORS`.
-"""
+"""Clients on threads of this process."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Final
 
 from flwr.app import Message
 
-from turnout.wire.errors import ConfigError, unknown_name
-
-Deliver = Callable[[Message], Message]
-"""Hands a request to its client and returns the reply; a failing client gives an error reply."""
-
-
-class Executor(ABC):
-    """Runs clients and hands over their replies while holding only a bounded number of them."""
-
-    @abstractmethod
-    def run(
-        self, requests: Iterable[Message], deliver: Deliver, *, deadline: float | None, ordered: bool
-    ) -> Generator[Message, None, None]:
-        """Yield one reply per request: in the order of the requests if ``ordered``, else as they complete.
-
-        Nothing that completes after ``deadline`` (on the clock of `time.monotonic`) is yielded, and clients
-        not started by then are not started. Closing the generator has the same effect.
-        """
-
-    @abstractmethod
-    def settle(self) -> None:
-        """Wait until no client is running, those whose reply came too late included."""
-
-
-class SerialExecutor(Executor):
-    """One client at a time, in the order of the requests; one reply exists at a time."""
-
-    def run(
-        self, requests: Iterable[Message], deliver: Deliver, *, deadline: float | None, ordered: bool
-    ) -> Generator[Message, None, None]:
-        """Yield the replies in the order of the requests."""
-        for request in requests:
-            if deadline is None:
-                yield deliver(request)
-                continue
-            if time.monotonic() > deadline:
-                return
-            reply = deliver(request)
-            if time.monotonic() > deadline:
-                return
-            yield reply
-            del reply  # It must not live on while the next client runs.
-
-    def settle(self) -> None:
-        """Return at once: a client runs only while a reply is waited for."""
+from turnout.simulation.clients import LocalClients
+from turnout.simulation.executors.base import Deliver, Executor
 
 
 class _Job:
@@ -116,17 +68,19 @@ class ThreadsExecutor(Executor):
     returns does not keep the process from ending.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, clients: LocalClients, workers: int) -> None:
+        super().__init__(clients)
         self.workers = workers
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._unfinished: dict[int, _Job] = {}
 
     def run(
-        self, requests: Iterable[Message], deliver: Deliver, *, deadline: float | None, ordered: bool
+        self, requests: Iterable[Message], *, server_round: int, deadline: float | None, ordered: bool
     ) -> Generator[Message, None, None]:
         """Yield replies as they complete, or in the order of the requests."""
         self._start_threads()
+        deliver = partial(self.clients.deliver, server_round=server_round)
         waiting = iter(requests)
         window: dict[_Job, None] = {}  # In order of submission.
         finished: SimpleQueue[_Job] = SimpleQueue()
@@ -205,29 +159,3 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
 def _stop(jobs: SimpleQueue[_Job | None], workers: int) -> None:
     for _ in range(workers):
         jobs.put(None)
-
-
-def _serial(workers: int | None) -> Executor:
-    return SerialExecutor()
-
-
-def _threads(workers: int | None) -> Executor:
-    return ThreadsExecutor(workers or os.cpu_count() or 1)
-
-
-EXECUTORS: Final[dict[str, Callable[[int | None], Executor]]] = {"serial": _serial, "threads": _threads}
-
-
-def make_executor(name: str, workers: int | None = None) -> Executor:
-    """Return the executor called ``name`` (``"serial"`` or ``"threads"``).
-
-    ``workers`` is how many clients run at once; None means one per CPU, and ``"serial"`` always runs one.
-    Raises `ConfigError` for an unknown name or fewer than one worker.
-    """
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, EXECUTORS)
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ConfigError(
-            f"workers must be an integer of at least 1, or None for one per CPU, got {workers!r}."
-        )
-    return EXECUTORS[name](workers)

@@ -1,0 +1,18 @@
+"""Executors: ways of running the clients of a simulation. One file each."""
+
+from __future__ import annotations
+
+from turnout.simulation.executors.base import Executor
+from turnout.simulation.executors.choose import EXECUTORS, make_executor
+from turnout.simulation.executors.processes import ProcessesExecutor
+from turnout.simulation.executors.serial import SerialExecutor
+from turnout.simulation.executors.threads import ThreadsExecutor
+
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "ProcessesExecutor",
+    "SerialExecutor",
+    "ThreadsExecutor",
+    "make_executor",
+]

@@ -1,0 +1,314 @@
+"""The pool: forks workers, hands them jobs, collects answers, replaces a worker that died."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Final
+
+import numpy as np
+
+from turnout.simulation.workers.heap import SharedHeap
+from turnout.simulation.workers.parcels import Entry, Parcels, owner
+from turnout.wire.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+# A second job waits at each worker, so that it never waits for the folding.
+_QUEUED: Final = 2
+_MOST_DEATHS: Final = 5
+_INLINE_BYTES: Final = 32 << 10
+
+Answer = dict[str, Any]
+Handler = Callable[[dict[str, Any]], Answer]
+
+
+class Job(ABC):
+    """One piece of work for one worker; a subclass says what is sent and what the answer means."""
+
+    nodes: tuple[int, ...]
+    """The clients that it runs: a client does one thing at a time."""
+
+    @abstractmethod
+    def command(self) -> dict[str, Any]:
+        """Return what to send, made when the worker is about to get it."""
+
+    @abstractmethod
+    def finish(self, answer: Answer, *, late: bool) -> Any:
+        """Take in the answer and return the result; ``late``: nobody waits for the result any more."""
+
+    def drop(self, result: Any) -> None:
+        """Let go of a result that nobody took."""
+
+    @abstractmethod
+    def lost(self, reason: str) -> Any:
+        """Return the result of a job whose worker died."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    link: Connection
+    jobs: deque[Job] = field(default_factory=deque)
+    releases: list[Entry] = field(default_factory=list)
+
+
+class WorkerPool:
+    """``size`` forked processes. Each runs the handler that ``make_handler(parcels)`` returns, in the child.
+
+    Raises `ConfigError` on systems without ``fork`` and anonymous files in memory, that is other than Linux.
+    """
+
+    def __init__(self, size: int, make_handler: Callable[[Parcels], Handler]) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise ConfigError(
+                f"executor 'processes' needs Linux, this is {sys.platform!r}; use executor='threads'."
+            )
+        self.size = size
+        self._make_handler = make_handler
+        self._heaps = [SharedHeap(number) for number in range(size + 1)]
+        self.parcels = Parcels(self._heaps[-1], self._heaps)
+        self._workers: list[_Worker] = []
+        self._late: dict[int, Job] = {}
+        self._retired: list[Entry] = []
+        self._deaths = 0
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    # Jobs.
+
+    def run(
+        self, jobs: Iterable[Job], *, deadline: float | None, ordered: bool
+    ) -> Generator[Any, None, None]:
+        """Yield the jobs' results, as they come or in the order of the jobs.
+
+        What completes after ``deadline`` (on `time.monotonic`'s clock), or after the generator was closed, is
+        taken in but not yielded.
+        """
+        self._start()
+        source = iter(jobs)
+        window: dict[Job, list[Any]] = {}  # In order; a done job holds its result.
+        try:
+            while self._fill(window, source, deadline) and window:
+                job = _finished(window, ordered)
+                if job is not None:
+                    yield window.pop(job)[0]
+                elif not self._collect(window, deadline):
+                    break
+            while (job := _finished(window, ordered=False)) is not None:  # Done, but behind a late one.
+                yield window.pop(job)[0]
+        finally:
+            for job, result in window.items():
+                if result:
+                    job.drop(result[0])
+                else:
+                    self._late.update(dict.fromkeys(job.nodes, job))
+
+    def settle(self) -> None:
+        """Wait until no worker has a job."""
+        while any(worker.jobs for worker in self._workers):
+            self._collect({}, None)
+
+    def release(self, entry: Entry) -> None:
+        """Tell the block's owner, with the next job, that nobody reads it any more."""
+        number = owner(entry)
+        if number == self.size:
+            self.parcels.release(entry)
+        else:
+            self._workers[number].releases.append(entry)
+
+    def release_when_settled(self, entries: list[Entry]) -> None:
+        """Release blocks of this process as soon as no worker runs a job of an earlier exchange."""
+        self._retired += entries
+        self._release_retired()
+
+    def _release_retired(self) -> None:
+        if not self._late:
+            for entry in self._retired:
+                self.release(entry)
+            self._retired = []
+
+    def _fill(self, window: dict[Job, list[Any]], source: Iterator[Job], deadline: float | None) -> bool:
+        """Dispatch jobs until the workers have enough; False when the deadline passes first."""
+        while len(window) < _QUEUED * self.size and (job := next(source, None)) is not None:
+            if not self._free(job.nodes, deadline):
+                return False
+            window[job] = []
+            self._dispatch(job)
+        return True
+
+    def _free(self, nodes: tuple[int, ...], deadline: float | None) -> bool:
+        """Wait until none of ``nodes`` still runs for an earlier exchange; False if the deadline passes."""
+        while self._late and any(node in self._late for node in nodes):
+            if not self._collect({}, deadline):
+                return False
+        return deadline is None or time.monotonic() <= deadline
+
+    def _dispatch(self, job: Job) -> None:
+        worker = min(self._workers, key=lambda worker: len(worker.jobs))
+        command = {**job.command(), "release": worker.releases}
+        worker.releases = []
+        worker.jobs.append(job)
+        with suppress(OSError):  # It died: `_collect` finds out.
+            send(worker.link, self.parcels, command)
+
+    def _collect(self, window: dict[Job, list[Any]], deadline: float | None) -> bool:
+        """Take in at least one answer; False when the deadline passes first."""
+        links = {worker.link: worker for worker in self._workers if worker.jobs}
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = wait(list(links), timeout)
+        for link in ready:
+            worker = links[link]  # type: ignore[index]
+            try:
+                answer = receive(worker.link, self.parcels)
+            except (EOFError, OSError):
+                self._replace(worker, window)
+                continue
+            if "fault" in answer:
+                raise RuntimeError(f"a worker process failed outside any client:\n{answer['fault']}")
+            job = worker.jobs.popleft()
+            for entry in answer.pop("release", ()):
+                self.release(entry)
+            self._book(job, window, job.finish(answer, late=job not in window))
+        return bool(ready) and (deadline is None or time.monotonic() <= deadline)
+
+    def _book(self, job: Job, window: dict[Job, list[Any]], result: Any) -> None:
+        if job in window:
+            window[job].append(result)
+        for node in job.nodes:
+            if self._late.get(node) is job:
+                del self._late[node]
+                self._release_retired()
+
+    # Processes.
+
+    def _start(self) -> None:
+        if self._workers:
+            return
+        for number in range(self.size):
+            self._workers.append(self._fork(number))
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._heaps)
+
+    def _fork(self, number: int) -> _Worker:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        others = [worker.link for worker in self._workers]
+        process = context.Process(
+            target=_serve,
+            args=(theirs, [ours, *others], self._heaps, number, self._make_handler),
+            name=f"turnout-worker-{number}",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _replace(self, worker: _Worker, window: dict[Job, list[Any]]) -> None:
+        """Give up a dead worker's jobs and start another in its place; what it had written stays readable."""
+        number = self._workers.index(worker)
+        worker.process.join()
+        code = worker.process.exitcode
+        how = (
+            f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        )
+        self._deaths += 1
+        reason = (
+            f"worker process {number} was ended {how}; if the system ran out of memory, use fewer workers."
+        )
+        _log.error("%s", reason)
+        for job in worker.jobs:
+            self._book(job, window, job.lost(reason))
+        worker.link.close()
+        if self._deaths > _MOST_DEATHS:
+            raise RuntimeError(f"{reason} That was the {self._deaths}th time.")
+        # What the dead one wrote lives on in states; the new one writes behind it.
+        self._workers[number] = self._fork(number)
+
+
+def _finished(window: dict[Job, list[Any]], ordered: bool) -> Job | None:
+    """Return a job whose result may be handed over now."""
+    if ordered:
+        head = next(iter(window))
+        return head if window[head] else None
+    return next((job for job, result in window.items() if result), None)
+
+
+def send(link: Connection, parcels: Parcels, message: dict[str, Any]) -> None:
+    """Send a JSON-able message; a long one through the heap, so that two senders cannot block each other."""
+    data = json.dumps(message).encode()
+    if len(data) > _INLINE_BYTES:
+        entry = parcels.put(np.frombuffer(data, np.uint8))
+        data = json.dumps({"long": entry}).encode()
+    link.send_bytes(data)
+
+
+def receive(link: Connection, parcels: Parcels) -> dict[str, Any]:
+    """Return the next message. A long one's block is released with the next message back."""
+    message: dict[str, Any] = json.loads(link.recv_bytes())
+    if "long" in message:
+        entry = message["long"]
+        message = json.loads(parcels.get(entry).tobytes())
+        message.setdefault("release", []).append(entry)
+    return message
+
+
+def _serve(
+    link: Connection,
+    others: list[Connection],
+    heaps: list[SharedHeap],
+    number: int,
+    make_handler: Callable[[Parcels], Handler],
+) -> None:
+    """Run in the child: answer commands until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides how a run ends.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:  # Or no end of file would tell that the parent is gone.
+        other.close()
+    gc.freeze()  # What is shared with the parent is not gone through, and so not copied.
+    heaps[number].adopt()
+    parcels = Parcels(heaps[number], heaps)
+    handler = make_handler(parcels)
+    while True:
+        try:
+            command = receive(link, parcels)
+        except (EOFError, OSError):
+            return
+        foreign = []
+        for entry in command.pop("release"):
+            if owner(entry) == number:
+                parcels.release(entry)
+            else:
+                foreign.append(entry)
+        try:
+            answer = {**handler(command), "release": foreign}
+        except BaseException:
+            answer = {"fault": traceback.format_exc()}
+        try:
+            send(link, parcels, answer)
+        except OSError:
+            return
+
+
+def _stop(workers: list[_Worker], heaps: list[SharedHeap]) -> None:
+    for worker in workers:
+        worker.link.close()
+    for worker in workers:
+        worker.process.join(timeout=1.0)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+    for heap in heaps:
+        heap.close()
