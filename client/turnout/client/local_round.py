@@ -101,7 +101,7 @@ class LocalRound:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
         model = self.model
         model.gradient.zero_()
-        loss = self.task.loss(model.module(x), y)
+        loss = self.task.loss(model.module(model.inputs(x)), y)
         torch.autograd.backward(loss)
         if self.options.weight_decay:
             self._add_weight_decay()
@@ -122,7 +122,7 @@ class LocalRound:
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
         for start in range(0, len(y), _GRADIENT_CHUNK):
             piece = slice(start, start + _GRADIENT_CHUNK)
-            loss = self.task.loss(model.module(x[piece]), y[piece]) * (len(y[piece]) / len(y))
+            loss = self.task.loss(model.module(model.inputs(x[piece])), y[piece]) * (len(y[piece]) / len(y))
             torch.autograd.backward(loss)
             total += loss.detach()
         if self.options.weight_decay:

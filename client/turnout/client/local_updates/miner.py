@@ -26,7 +26,7 @@ def miner(work: LocalRound) -> Outcome:
         if k == 0:
             # Both gradients are at x: the correction is exactly 0, only the loss is of interest.
             with torch.no_grad():
-                losses.append(work.task.loss(model.module(x_b), y_b))
+                losses.append(work.task.loss(model.module(model.inputs(x_b)), y_b))
             continue
         work.gradient(x_b, y_b)
         previous.copy_(model.gradient)
