@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from turnout.client.flat_model import FlatModel
+from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
@@ -100,14 +100,16 @@ class Trainer:
         work = self._local_round(message.content, context)
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
         outcome = update(work)
-        content = RecordDict()
-        for key, record in outcome.records.items():
-            content[key] = record
+        layout, content = work.model.layout, RecordDict()
+        for key, value in outcome.vectors.items():
+            vector = to_vector(value) if isinstance(value, torch.Tensor) else value
+            # The model takes its buffers along; a gradient or a control variate has none.
+            content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
         content[keys.METRICS] = MetricRecord(
             {
                 keys.NUM_EXAMPLES: len(work.data),
                 keys.CLIENT_ID: work.client,
-                keys.TRAIN_LOSS: outcome.train_loss,
+                keys.TRAIN_LOSS: float(outcome.train_loss),
                 keys.TRAIN_SECONDS: time.perf_counter() - started,
             }
         )

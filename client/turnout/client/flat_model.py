@@ -54,6 +54,11 @@ class FlatModel:
         # On the CPU, the parameters as a NumPy view: reads and writes go past torch.
         self._host: Vector | None = self.parameters.numpy() if self.parameters.device.type == "cpu" else None
 
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return self.layout.size
+
     def train(self, mode: bool) -> None:
         """Put the module in training mode, or in evaluation mode (batch norm uses its stored statistics)."""
         if self.module.training is not mode:
