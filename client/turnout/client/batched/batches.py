@@ -49,7 +49,9 @@ class Examples:
         self.counts: IntArray = np.array([len(d) for d in data])
         self._x = [_flat(d.x) for d in data]
         self._y = [_flat(d.y) for d in data]
-        self._x_shape, self._y_shape = data[0].x.shape[1:], data[0].y.shape[1:]
+        self.x_shape, self.y_shape = tuple(data[0].x.shape[1:]), tuple(data[0].y.shape[1:])
+        self.x_dtype, self.y_dtype = data[0].x.dtype, data[0].y.dtype
+        self.kind = (self.x_shape, self.x_dtype, self.y_shape, self.y_dtype)
         x, y = self._x[0], self._y[0]
         self.device = x.device
         self._row_bytes = x.shape[1] * x.element_size() + y.shape[1] * y.element_size()
@@ -98,7 +100,7 @@ class Examples:
                 place = slice(i * rows[0].size, (i + 1) * rows[0].size)
                 torch.index_select(self._x[i], 0, mine.reshape(-1), out=x[place])
                 torch.index_select(self._y[i], 0, mine.reshape(-1), out=y[place])
-        return x.view(*rows.shape, *self._x_shape), y.view(*rows.shape, *self._y_shape)
+        return x.view(*rows.shape, *self.x_shape), y.view(*rows.shape, *self.y_shape)
 
 
 def _weights(

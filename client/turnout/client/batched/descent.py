@@ -11,7 +11,11 @@ from torch import Tensor
 from turnout.client.work import Descent
 
 if TYPE_CHECKING:
+    from turnout.client.batched.batches import Batch
     from turnout.client.batched.cohort_round import CohortRound
+
+Step = Callable[["Batch"], Tensor]
+"""Takes one step with a batch and returns the losses before it, shape (a,)."""
 
 
 def descend(
@@ -27,19 +31,47 @@ def descend(
     model.train(True)
     schedule = work.schedule(server_round)
     total = model.parameters.new_zeros(len(model.parameters))
-    step = _stepper(work)
+    rule = _sgd if work.options.plain_sgd else _optimizer
+    take = rule(work, centre, rho, linear)
     for batch in work.examples.batches(schedule, total.dtype):
-        a = len(batch.sizes)
-        y, gradient = model.parameters[:a], model.gradient[:a]
-        total[:a] += work.engine.gradient(batch)
-        work.add_weight_decay(a)
+        total[: len(batch.sizes)] += take(batch)
+    steps = torch.from_numpy(schedule.steps).to(total.device, total.dtype)
+    return Descent(steps[:, None], (total / steps).double().cpu().numpy())
+
+
+def _sgd(work: CohortRound, centre: Tensor | None, rho: float, linear: Tensor | None) -> Step:
+    """Return the step of plain SGD, with the terms that shrink the parameters as one factor."""
+    engine, y, lr = work.engine, work.model.parameters, work.lr
+    pull = None if centre is None else rho * centre
+    if linear is not None:
+        pull = linear if pull is None else pull + linear
+    keep = 1.0 - lr * (work.options.weight_decay + (0.0 if centre is None else rho))
+
+    def take(batch: Batch) -> Tensor:
+        losses = engine.sgd_step(batch, lr, keep)
+        if pull is not None:
+            y[: len(losses)].add_(_rows(pull, len(losses)), alpha=lr)
+        return losses
+
+    return take
+
+
+def _optimizer(work: CohortRound, centre: Tensor | None, rho: float, linear: Tensor | None) -> Step:
+    """Return the step of any other optimizer on the gradients."""
+    model, step = work.model, _stepper(work)
+
+    def take(batch: Batch) -> Tensor:
+        losses = work.gradient(batch)
+        a = len(losses)
+        gradient = model.gradient[:a]
         if centre is not None:
-            gradient.add_(y - _rows(centre, a), alpha=rho)
+            gradient.add_(model.parameters[:a] - _rows(centre, a), alpha=rho)
         if linear is not None:
             gradient.sub_(_rows(linear, a))
         step(a)
-    steps = torch.from_numpy(schedule.steps).to(total.device, total.dtype)
-    return Descent(steps[:, None], (total / steps).double().cpu().numpy())
+        return losses
+
+    return take
 
 
 def _rows(vector: Tensor, a: int) -> Tensor:
@@ -52,8 +84,6 @@ def _stepper(work: CohortRound) -> Callable[[int], object]:
     if not work.options.own_sgd:
         return _TorchStepper(work)
     momentum = work.options.momentum
-    if momentum == 0.0:
-        return lambda a: y[:a].add_(gradient[:a], alpha=-lr)
     velocity = work.model.workspace("velocity", len(y)).zero_()
     return lambda a: y[:a].add_(velocity[:a].mul_(momentum).add_(gradient[:a]), alpha=-lr)
 

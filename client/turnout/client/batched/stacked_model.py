@@ -11,7 +11,7 @@ from turnout.tasks.task import Vector
 class StackedModel:
     """``parameters`` and ``gradient`` of C models, shape (C, P) each, in buffers that are used again.
 
-    ``template`` brings module and layout; ``views`` are its tensors with a leading dimension C.
+    ``template`` brings module and layout.
     """
 
     def __init__(self, template: FlatModel) -> None:
@@ -19,6 +19,7 @@ class StackedModel:
         self.module = template.module
         self.layout = template.layout
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.parameters = self.gradient = template.parameters.new_empty((0, self.size))
 
     @property
@@ -37,7 +38,15 @@ class StackedModel:
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers[name] = self.template.parameters.new_zeros((count, self.size))
+            self._views = {key: views for key, views in self._views.items() if key[0] != name}
         return buffer[:count]
+
+    def views(self, name: str, count: int) -> dict[str, Tensor]:
+        """Return the tensors of the first ``count`` models in buffer ``name``, shape (count, ...) each."""
+        views = self._views.get((name, count))
+        if views is None:
+            views = self._views[name, count] = self.split(self.workspace(name, count))
+        return views
 
     def split(self, stack: Tensor) -> dict[str, Tensor]:
         """Return views of ``stack`` (a, P) by tensor name, shape (a, ...)."""

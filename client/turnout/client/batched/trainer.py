@@ -14,7 +14,7 @@ from turnout.client.batched.batches import Examples
 from turnout.client.batched.cohort import CohortOutcome, CohortWork
 from turnout.client.batched.cohort_round import CohortRound
 from turnout.client.batched.cohort_state import CohortState
-from turnout.client.batched.engine import choose_engine
+from turnout.client.batched.engine import Engine, choose_engine
 from turnout.client.batched.stacked_model import StackedModel
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
@@ -62,7 +62,7 @@ class BatchedTrainer:
         if self._unfit is None:
             self._template = FlatModel(task.seeded_model(0), self.device)
             self._model = StackedModel(self._template)
-            self._engine = choose_engine(task, self._model)
+            self._engines: dict[object, Engine] = {}
 
     def refusal(self, local_update: str) -> str | None:
         """Return why clients cannot be trained together, a sentence, or None when they can."""
@@ -102,13 +102,14 @@ class BatchedTrainer:
         for positions, kept in self._chunks(work, clients, states, outcome):
             ids = [clients[i] for i in positions]
             self._model.begin(len(ids), work.model)
+            examples = Examples([self._data[client] for client in ids])
             cohort = CohortRound(
                 work,
                 ids,
-                Examples([self._data[client] for client in ids]),
+                examples,
                 CohortState([states[i] for i in positions], kept),
                 self._model,
-                self._engine,
+                self._engine(examples),
                 self.options,
             )
             self._put(LOCAL_UPDATES[work.local_update](cohort), positions, out, outcome)
@@ -192,6 +193,12 @@ class BatchedTrainer:
         value = result.vectors[keys.ARRAYS]
         out[i] = to_vector(value) if isinstance(value, Tensor) else value
         outcome.losses[i] = result.train_loss
+
+    def _engine(self, examples: Examples) -> Engine:
+        engine = self._engines.get(examples.kind)
+        if engine is None:
+            engine = self._engines[examples.kind] = choose_engine(self.task, self._model, examples)
+        return engine
 
     def _closed_form(self, work: CohortWork) -> bool:
         has_solver = type(self.task).admm_solver is not Task.admm_solver

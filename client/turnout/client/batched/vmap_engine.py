@@ -62,6 +62,15 @@ class VmapEngine:
                 place.add_(grad) if accumulate else place.copy_(grad)
         return torch.cat(losses)
 
+    def sgd_step(self, batch: Batch, lr: float, keep: float) -> Tensor:
+        """Set the parameters y to ``keep * y - lr * gradient``; return the losses before, shape (a,)."""
+        losses = self.gradient(batch)
+        y = self._model.parameters[: len(losses)]
+        if keep != 1.0:
+            y.mul_(keep)
+        y.add_(self._model.gradient[: len(losses)], alpha=-lr)
+        return losses
+
     def _parameters(self, rows: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         views = self._model.split(self._model.parameters[rows])
         free = {name: view for name, view in views.items() if name in self._trained}
