@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from turnout.client.app import client_app
     from turnout.client.flat_model import FlatModel
-    from turnout.client.local_round import LocalRound, Outcome
+    from turnout.client.local_round import LocalRound
     from turnout.client.local_updates import LocalUpdate
     from turnout.client.mods import noisy_link
     from turnout.client.options import TrainOptions
     from turnout.client.state import ClientState
+    from turnout.client.work import Outcome, Work
 
 __all__ = [
     "ClientState",
@@ -24,6 +25,7 @@ __all__ = [
     "LocalUpdate",
     "Outcome",
     "TrainOptions",
+    "Work",
     "client_app",
     "noisy_link",
 ]
@@ -33,8 +35,9 @@ _HOMES: Final = {
     "FlatModel": "flat_model",
     "LocalRound": "local_round",
     "LocalUpdate": "local_updates",
-    "Outcome": "local_round",
+    "Outcome": "work",
     "TrainOptions": "options",
+    "Work": "work",
     "client_app": "app",
     "noisy_link": "mods",
 }

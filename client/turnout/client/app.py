@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -12,11 +13,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from turnout.client.flat_model import FlatModel
-from turnout.client.local_round import LocalRound, Outcome
+from turnout.client.flat_model import FlatModel, to_vector
+from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.state import ClientState
+from turnout.client.work import Outcome
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
@@ -73,6 +75,16 @@ def client_app(
     return TaskApp(Trainer(task, options), mods)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks of a client: the local update of a round, its learning rate, further numbers."""
+
+    server_round: int
+    local_update: str
+    lr: float
+    config: ConfigRecord
+
+
 class TaskApp(ClientApp):
     """The app that `client_app` makes. ``trainer`` does its work; ``bare`` says that it has no mods."""
 
@@ -105,14 +117,16 @@ class Trainer:
         """Run the local update that the request names and reply with its records and metrics."""
         started = time.perf_counter()
         work, outcome = self.update(message.content, context)
-        content = RecordDict()
-        for key, record in outcome.records.items():
-            content[key] = record
+        layout, content = work.model.layout, RecordDict()
+        for key, value in outcome.vectors.items():
+            vector = to_vector(value) if isinstance(value, torch.Tensor) else value
+            # The model takes its buffers along; a gradient or a control variate has none.
+            content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
         content[keys.METRICS] = MetricRecord(
             {
                 keys.NUM_EXAMPLES: len(work.data),
                 keys.CLIENT_ID: work.client,
-                keys.TRAIN_LOSS: outcome.train_loss,
+                keys.TRAIN_LOSS: float(outcome.train_loss),
                 keys.TRAIN_SECONDS: time.perf_counter() - started,
             }
         )
@@ -147,6 +161,25 @@ class Trainer:
     def _local_round(self, content: RecordDict, context: Context) -> LocalRound:
         client = self._client(context)
         data = self._data(client)
+        asked = self.asked(content)
+        model = self._model()
+        model.load(_arrays(content))
+        return LocalRound(
+            client=client,
+            server_round=asked.server_round,
+            local_update=asked.local_update,
+            model=model,
+            task=self.task,
+            data=data,
+            options=self.options,
+            lr=asked.lr,
+            config=asked.config,
+            content=content,
+            state=ClientState(context.state, asked.local_update, asked.server_round),
+        )
+
+    def asked(self, content: RecordDict) -> Asked:
+        """Return what a request asks for; raises `ConfigError` for an impossible round or learning rate."""
         config = content.get(keys.CONFIG)
         if not isinstance(config, ConfigRecord):
             config = ConfigRecord()
@@ -161,21 +194,7 @@ class Trainer:
         # Flower's own strategies name no local update; its FedProx is known by its coefficient.
         plain = "prox" if keys.PROXIMAL_MU in config else "sgd"
         local_update = str(config.get(keys.LOCAL_UPDATE, plain))
-        model = self._model()
-        model.load(_arrays(content))
-        return LocalRound(
-            client=client,
-            server_round=server_round,
-            local_update=local_update,
-            model=model,
-            task=self.task,
-            data=data,
-            options=self.options,
-            lr=cast(float, lr),
-            config=config,
-            content=content,
-            state=ClientState(context.state, local_update, server_round),
-        )
+        return Asked(server_round, local_update, cast(float, lr), config)
 
     def _model(self) -> FlatModel:
         model = getattr(self._local, "model", None)

@@ -1,64 +1,43 @@
-"""Local training as descent on the flat vector: the loop that the local updates share."""
+"""Local training of one client as descent on the flat vector: the loop that the local updates share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from turnout.client.local_round import LocalRound
+from turnout.client.work import Descent
 
-
-@dataclass(frozen=True, slots=True)
-class Descent:
-    """How a local training went: number of steps and mean loss over the minibatches, each before its step."""
-
-    steps: int
-    train_loss: float
+if TYPE_CHECKING:
+    from turnout.client.local_round import LocalRound
 
 
 def descend(
     work: LocalRound,
-    correct: Callable[[Tensor], object] | None = None,
-    server_round: int | None = None,
-) -> Descent:
-    """Train ``work.model`` in place for the configured number of steps or epochs.
-
-    ``correct`` may change the gradient (shape (P,), in place) before each step. Minibatches are ordered as in
-    ``server_round`` (None: the request's).
-    """
-    model = work.model
-    model.train(True)
-    step = _stepper(work)
-    losses: list[Tensor] = []
-    for x, y in work.batches(server_round):
-        losses.append(work.gradient(x, y))
-        if correct is not None:
-            correct(model.gradient)
-        step()
-    return Descent(len(losses), float(torch.stack(losses).mean()))
-
-
-def proximal_descent(
-    work: LocalRound,
     *,
-    centre: Tensor,
-    rho: float,
+    centre: Tensor | None = None,
+    rho: float = 0.0,
     linear: Tensor | None = None,
     server_round: int | None = None,
 ) -> Descent:
-    """Descend from the model's present parameters on ``f(y) - <linear, y> + rho/2 ||y - centre||^2``."""
-    y, difference = work.model.parameters, torch.empty_like(work.model.parameters)
-
-    def correct(gradient: Tensor) -> None:
-        torch.sub(y, centre, out=difference)
-        gradient.add_(difference, alpha=rho)
+    """Do what `Work.descend` says, for one client."""
+    model = work.model
+    model.train(True)
+    y, gradient = model.parameters, model.gradient
+    difference = torch.empty_like(y if centre is not None else y[:0])
+    step = _stepper(work)
+    losses: list[Tensor] = []
+    for batch in work.batches(server_round):
+        losses.append(work.gradient(batch))
+        if centre is not None:
+            torch.sub(y, centre, out=difference)
+            gradient.add_(difference, alpha=rho)
         if linear is not None:
             gradient.sub_(linear)
-
-    return descend(work, correct, server_round)
+        step()
+    return Descent(len(losses), work.mean_loss(losses))
 
 
 def _stepper(work: LocalRound) -> Callable[[], object]:

@@ -56,6 +56,11 @@ class FlatModel:
         # On the CPU, the parameters as a NumPy view: reads and writes go past torch.
         self._host: Vector | None = self.parameters.numpy() if self.parameters.device.type == "cpu" else None
 
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return self.layout.size
+
     def train(self, mode: bool) -> None:
         """Put the module in training mode, or in evaluation mode (batch norm uses its stored statistics)."""
         if self.module.training is not mode:
@@ -65,7 +70,7 @@ class FlatModel:
         """Return ``x`` in the memory order in which the model is fastest: images channels last on a CPU."""
         if not self._channels_last or x.dim() != 4:
             return x
-        count, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         if channels > 1 or not x.is_contiguous():
             return x.contiguous(memory_format=torch.channels_last)
         # With one channel the order is a matter of strides only, and PyTorch goes by them.

@@ -11,31 +11,22 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from turnout.client.descent import descend
 from turnout.client.flat_model import FlatModel
 from turnout.client.minibatches import generator, minibatches
 from turnout.client.options import TrainOptions
 from turnout.client.state import ClientState
-from turnout.tasks.task import ClientData, Task, Vector
-from turnout.tasks.validation import check_number
-from turnout.wire.errors import ConfigError
+from turnout.client.work import Descent, Work
+from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
 
 _GRADIENT_CHUNK: Final = 2048
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a local update sends back: named records, and the mean loss it saw on its way."""
+class LocalRound(Work):
+    """The work of one client.
 
-    records: dict[str, ArrayRecord]
-    train_loss: float
-
-
-@dataclass(slots=True)
-class LocalRound:
-    """Everything a local update works with.
-
-    ``model`` holds the received global model; a local update may change it freely. ``content`` is the
-    request's and shared with other clients: read only.
+    ``content`` is the request's and shared with other clients: read only.
     """
 
     client: int
@@ -50,27 +41,16 @@ class LocalRound:
     content: RecordDict
     state: ClientState
 
+    @property
+    def who(self) -> str:
+        """The client, for messages."""
+        return f"client {self.client}"
+
     def generator(self, server_round: int | None = None) -> np.random.Generator:
         """Return a new generator of this client's randomness in ``server_round`` (None: the request's)."""
         return generator(
             self.options.seed, self.client, self.server_round if server_round is None else server_round
         )
-
-    def number(self, key: str, *, positive: bool = False) -> float:
-        """Return the number ``key`` of the request; `ConfigError` if missing or out of range."""
-        if key not in self.config:
-            raise ConfigError(
-                f"local update {self.local_update!r} needs {key!r} in the request's config; "
-                "the strategy must send it."
-            )
-        value = self.config[key]
-        check_number(key, value, low=0, open_low=positive)
-        assert isinstance(value, (int, float))
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """Return whether the request sets ``key``."""
-        return bool(self.config.get(key, False))
 
     def extra(self, key: str) -> Vector | None:
         """Return the request's record ``key`` as a vector, shape (P,), or None when there is none."""
@@ -79,27 +59,19 @@ class LocalRound:
             return None
         return self.model.layout.flatten(record, with_buffers=False)
 
-    def needed(self, key: str) -> Tensor:
-        """Return the request's record ``key`` as a tensor, shape (P,); `ConfigError` when there is none."""
-        vector = self.extra(key)
-        if vector is None:
-            raise ConfigError(
-                f"local update {self.local_update!r} needs the record {key!r}; the strategy must send it."
-            )
-        return self.model.tensor(vector)
+    def received(self) -> Tensor:
+        """Return a copy of the received model, shape (P,)."""
+        return self.model.parameters.clone()
 
-    def require_plain_sgd(self) -> None:
-        """Raise `ConfigError` unless steps are plain SGD, which this local update's formula assumes."""
-        if not self.options.plain_sgd:
-            raise ConfigError(
-                f"local update {self.local_update!r} is defined by plain SGD steps, but optimizer="
-                f"{self.options.optimizer!r} and momentum={self.options.momentum}; use optimizer='sgd' and "
-                "momentum=0."
-            )
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean loss on a batch."""
+        x, y = batch
+        with torch.no_grad():
+            return self.task.loss(self.model.module(self.model.inputs(x)), y)
 
-    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+    def gradient(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
-        model = self.model
+        model, (x, y) = self.model, batch
         model.gradient.zero_()
         loss = self.task.loss(model.module(model.inputs(x)), y)
         torch.autograd.backward(loss)
@@ -107,16 +79,18 @@ class LocalRound:
             self._add_weight_decay()
         return loss.detach()
 
-    def large_batch_gradient(self, rows: Tensor | None = None) -> Tensor:
-        """Put the mean gradient over ``rows`` (None: all) into ``model.gradient``; return the loss.
+    def large_batch_gradient(self, size: int | None = None) -> float:
+        """Put the mean gradient over ``size`` random examples (None: all) into ``model.gradient``.
 
-        Works through the examples in chunks, so that memory does not grow with the client's data.
+        Returns the loss. Works through the examples in chunks, so that memory does not grow with the client's
+        data.
         """
         x, y = self.data.x, self.data.y
-        if rows is not None:
+        if size is not None and size < len(y):
+            rows = torch.from_numpy(self.generator().choice(len(y), size, replace=False)).to(y.device)
             x, y = x.index_select(0, rows), y.index_select(0, rows)
         if len(y) <= _GRADIENT_CHUNK:
-            return self.gradient(x, y)
+            return float(self.gradient((x, y)))
         model = self.model
         model.gradient.zero_()
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
@@ -127,7 +101,7 @@ class LocalRound:
             total += loss.detach()
         if self.options.weight_decay:
             self._add_weight_decay()
-        return total
+        return float(total)
 
     def batches(self, server_round: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield minibatches of one local training, ordered as in ``server_round`` (None: the request's)."""
@@ -139,6 +113,34 @@ class LocalRound:
             steps=o.local_steps,
             epochs=o.local_epochs or 1,
         )
+
+    def stepping(self, vector: Tensor) -> Tensor:
+        """Return ``vector``: its client has every batch."""
+        return vector
+
+    def mean_loss(self, losses: list[Tensor]) -> float:
+        """Return the mean of the losses of successive batches."""
+        return float(torch.stack(losses).mean())
+
+    def descend(
+        self,
+        *,
+        centre: Tensor | None = None,
+        rho: float = 0.0,
+        linear: Tensor | None = None,
+        server_round: int | None = None,
+    ) -> Descent:
+        """Train the model in place, see `Work.descend`."""
+        return descend(self, centre=centre, rho=rho, linear=linear, server_round=server_round)
+
+    def admm_solver(self, rho: float) -> AdmmSolver | None:
+        """Return the task's exact proximal steps for this client, or None when there are none."""
+        return self.task.admm_solver(self.client, rho)
+
+    def whole_loss(self, vector: Vector) -> float:
+        """Return the loss of the model ``vector`` on all of the client's examples."""
+        self.model.load_vector(vector)
+        return float(self.loss((self.data.x, self.data.y)))
 
     def _add_weight_decay(self) -> None:
         if self.options.own_sgd:  # Other optimizers decay the weights themselves.

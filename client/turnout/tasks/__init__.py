@@ -9,6 +9,7 @@ from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
 from turnout.tasks.gaussian_mixture import GaussianMixture
 from turnout.tasks.grunfeld import Grunfeld
 from turnout.tasks.least_squares import LeastSquaresTask
+from turnout.tasks.losses import known_loss
 from turnout.tasks.mnist5k import Mnist5k
 from turnout.tasks.partition import (
     Dirichlet,
@@ -47,6 +48,7 @@ __all__ = [
     "Shards",
     "Task",
     "Wls",
+    "known_loss",
     "load_fashion_mnist",
     "make_partitioner",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from turnout.tasks.losses import known_loss
 from turnout.tasks.models import image_model
 from turnout.tasks.partition import IntArray, Partition, Partitioner, make_partitioner
 from turnout.tasks.task import ClientData, Task, Vector
@@ -92,6 +93,7 @@ class ClassificationTask(Task):
             self._test_data = ClientData(self.features(self._test.x), torch.from_numpy(self._test.labels))
         return self._test_data
 
+    @known_loss("cross-entropy")
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy."""
         return cross_entropy(output, y)

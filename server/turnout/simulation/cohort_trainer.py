@@ -14,7 +14,7 @@ from turnout.simulation.clients import LocalClients, failure
 from turnout.strategies.cohort import Batch
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import Instruction
-from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys, view
+from turnout.wire import NDArray, ParameterLayout, ReplyRejected, keys
 from turnout.wire.record_tree import isolated
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class ReplyTable:
             {spec.name: allocate(spec.dtype, (capacity, *spec.shape)) for spec in with_buffers},
         )
 
+    def clear(self) -> None:
+        """Make room again."""
+        self.nodes, self.failures = [], []
+
     def batch(self, instruction: Instruction) -> Batch:
         """Return the filled rows, in place."""
         count = len(self.nodes)
@@ -93,6 +97,14 @@ class CohortTrainer:
     def __init__(self, clients: LocalClients, trainer: Trainer) -> None:
         self._clients = clients
         self._trainer = trainer
+
+    def ordered(self, nodes: Sequence[int]) -> Sequence[int]:
+        """Return the order in which to hand out ``nodes``."""
+        return nodes
+
+    def least(self, layout: ParameterLayout) -> int:
+        """Return how many clients at a time are worth a job of their own."""
+        return 1
 
     def train(
         self,
@@ -129,17 +141,26 @@ class CohortTrainer:
         elapsed = time.perf_counter() - started
         index, name = len(table.nodes), work.reply_record
         try:
-            record = outcome.records[name]
-            vector = work.layout.flatten(record, with_buffers=name == keys.ARRAYS)
             minus = work.sent if work.instruction.reply == "update" else None
-            peak, norm = measured(vector, minus, table.rows[index], name)
+            peak, norm = measured(_vector(outcome.vectors[name]), minus, table.rows[index], name)
             for extra, rows in table.extras.items():
-                further = work.layout.flatten(outcome.records[extra], with_buffers=False)
-                measured(further, None, rows[index], extra)
+                measured(_vector(outcome.vectors[extra]), None, rows[index], extra)
             for buffer, rows in table.buffers.items():
-                rows[index] = view(record[buffer])
+                rows[index] = update.model.buffers[buffer].numpy(force=True)
                 check_range(buffer, *extremes(rows[index]))
-        except (KeyError, LayoutError) as error:
-            raise ReplyRejected("wrong-layout", str(error)) from error
+        except KeyError as error:
+            raise ReplyRejected("wrong-layout", f"record {error} is missing.") from error
         table.numbers[index] = (len(update.data), outcome.train_loss, elapsed, peak, norm)
         table.nodes.append(node)
+
+
+def rows_within(work: PartWork, budget: int) -> int:
+    """Return how many clients' replies fit into ``budget`` bytes, at least one."""
+    width = work.layout.size * work.layout.dtype.itemsize * (1 + len(work.instruction.extras))
+    return max(1, budget // max(1, width))
+
+
+def _vector(value: Any) -> NDArray:
+    """Return what a local update sends, a vector or a tensor, as a vector; in place if that is possible."""
+    vector: NDArray = value if isinstance(value, np.ndarray) else value.detach().numpy(force=True)
+    return vector

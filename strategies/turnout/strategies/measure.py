@@ -42,6 +42,34 @@ def measured(vector: NDArray, minus: NDArray | None, out: NDArray, name: str) ->
     return largest, math.sqrt(math.fsum(squares for _, _, squares in figures))
 
 
+def measured_rows(
+    rows: NDArray, minus: NDArray | None, name: str
+) -> tuple[NDArray, NDArray, dict[int, ReplyRejected]]:
+    """Do the same for vectors that are the ``rows`` of a matrix (k, P), in place.
+
+    Returns their peaks and norms, shape (k,) each, and why rows are refused, by index.
+    """
+    count, width = rows.shape
+    peaks, norms = np.empty(count), np.empty(count)
+    refused: dict[int, ReplyRejected] = {}
+    step = max(1, BLOCK // max(1, width))
+    for start in range(0, count, step):
+        piece = slice(start, start + step)
+        block = rows[piece]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if minus is not None:
+                np.subtract(block, minus, out=block)
+            high, low = block.max(axis=1), block.min(axis=1)
+            norms[piece] = np.sqrt(np.vecdot(block, block))
+        peaks[piece] = np.maximum(high, -low)
+        for index in np.flatnonzero(~((high < _LARGEST) & (low > -_LARGEST))).tolist():
+            try:
+                check_range(name, float(high[index]), float(low[index]))
+            except ReplyRejected as error:
+                refused[start + index] = error
+    return peaks, norms, refused
+
+
 def extremes(block: NDArray) -> tuple[float, float]:
     """Return the largest and the smallest value (0 for none)."""
     return (float(block.max()), float(block.min())) if block.size else (0.0, 0.0)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from turnout.client.local_round import LocalRound, Outcome
 from turnout.client.local_updates import admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
+from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 
-LocalUpdate = Callable[[LocalRound], Outcome]
+LocalUpdate = Callable[[Work], Outcome]
 
 # Local updates whose clients keep a model of their own between rounds, and how to read it.
-LOCAL_MODELS: Final[dict[str, Callable[[LocalRound], Vector]]] = {
+LOCAL_MODELS: Final[dict[str, Callable[[Work], Vector]]] = {
     "admm": admm.local_model,
     "dual-admm": dual_admm.local_model,
 }

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from turnout.client.local_round import LocalRound, Outcome
 from turnout.client.local_updates.proximal import ProximalSteps, initial_model, proximal_steps
+from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 from turnout.wire import keys
 from turnout.wire.registry import register
@@ -46,9 +46,9 @@ class AdmmState:
         return replace(self, primal=primal, reference=reference, last_round=server_round)
 
 
-def load_admm(work: LocalRound, steps: ProximalSteps) -> AdmmState:
+def load_admm(work: Work, steps: ProximalSteps) -> AdmmState:
     """Return the client's state, which on first contact is that of the start, round 1."""
-    kept = work.state.load(work.model.layout.size)
+    kept = work.state.load(work.model.size)
     if kept:
         return AdmmState(
             kept[_PRIMAL],
@@ -73,7 +73,7 @@ def caught_up(state: AdmmState, steps: ProximalSteps, server_round: int) -> Admm
     paper="2409.13451",
     summary="Dual-free ADMM step on a kept local model (RERCE-Fed)",
 )
-def admm(work: LocalRound) -> Outcome:
+def admm(work: Work) -> Outcome:
     """Step w_k and reply it, or its extrapolation when ``continual``; see the module."""
     received = work.model.vector()
     steps = proximal_steps(work, work.number(keys.RHO, positive=True))
@@ -89,10 +89,10 @@ def admm(work: LocalRound) -> Outcome:
         state = replace(state.stepped(steps, s, now), received=received)
     _save(work, state, keep_received=continual or work.flag(keys.EXTRAPOLATE))
     sent = 2.0 * state.primal - old if continual else state.primal
-    return Outcome({keys.ARRAYS: work.model.record(sent)}, steps.train_loss(state.primal))
+    return Outcome({keys.ARRAYS: sent}, steps.train_loss(state.primal))
 
 
-def local_model(work: LocalRound) -> Vector:
+def local_model(work: Work) -> Vector:
     """Return w_k as it stands after round ``work.server_round``, without stepping or saving anything.
 
     A client that was never asked has its start, the local solve against w_0.
@@ -104,7 +104,7 @@ def local_model(work: LocalRound) -> Vector:
     return state.primal
 
 
-def _save(work: LocalRound, state: AdmmState, *, keep_received: bool) -> None:
+def _save(work: Work, state: AdmmState, *, keep_received: bool) -> None:
     vectors = {_PRIMAL: state.primal}
     if state.reference is not None:
         vectors[_REFERENCE] = state.reference

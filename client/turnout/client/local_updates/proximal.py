@@ -6,11 +6,9 @@ import math
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from turnout.client.descent import proximal_descent
 from turnout.client.flat_model import to_vector
-from turnout.client.local_round import LocalRound
+from turnout.client.work import Work
 from turnout.tasks.task import AdmmSolver, Vector
 from turnout.wire import keys
 from turnout.wire.errors import ConfigError
@@ -34,14 +32,14 @@ class ProximalSteps(Protocol):
     def dual_step(self, w: Vector, z: Vector, centre: Vector, server_round: int) -> Vector:
         """Return ``argmin f_k(v) + <z, v> + rho/2 ||v - centre||^2``, searched from ``w``."""
 
-    def train_loss(self, w: Vector) -> float:
+    def train_loss(self, w: Vector) -> float | Vector:
         """Return the loss to report for the new local model ``w``."""
 
 
 class ClosedForm:
     """Exact steps by the task's solver. The reference gradient is implied by w: None."""
 
-    def __init__(self, work: LocalRound, solver: AdmmSolver, rho: float) -> None:
+    def __init__(self, work: Work, solver: AdmmSolver, rho: float) -> None:
         self._work = work
         self._solver = solver
         self._rho = rho
@@ -62,19 +60,16 @@ class ClosedForm:
 
     def train_loss(self, w: Vector) -> float:
         """Return f_k(w)."""
-        model, data = self._work.model, self._work.data
-        model.load_vector(w)
-        with torch.no_grad():
-            return float(self._work.task.loss(model.module(data.x), data.y))
+        return self._work.whole_loss(w)
 
 
 class GradientForm:
     """Inexact steps by local training, which changes the work's model."""
 
-    def __init__(self, work: LocalRound, rho: float) -> None:
+    def __init__(self, work: Work, rho: float) -> None:
         self._work = work
         self._rho = rho
-        self._train_loss = math.nan
+        self._train_loss: float | Vector = math.nan
 
     def start(self, w_0: Vector, server_round: int) -> tuple[Vector, Vector | None]:
         """Run the step with reference gradient 0 from ``w_0``."""
@@ -96,15 +91,14 @@ class GradientForm:
         """Train from ``w`` with the linear term ``+z``."""
         return self._descend(w, -z, centre, server_round)
 
-    def train_loss(self, w: Vector) -> float:
+    def train_loss(self, w: Vector) -> float | Vector:
         """Return the mean minibatch loss of the last step."""
         return self._train_loss
 
     def _descend(self, start: Vector, linear: Vector, centre: Vector, server_round: int) -> Vector:
         work, model = self._work, self._work.model
         model.load_vector(start)
-        descent = proximal_descent(
-            work,
+        descent = work.descend(
             centre=model.tensor(centre),
             rho=self._rho,
             linear=model.tensor(linear),
@@ -114,10 +108,10 @@ class GradientForm:
         return model.vector()
 
 
-def proximal_steps(work: LocalRound, rho: float) -> ProximalSteps:
+def proximal_steps(work: Work, rho: float) -> ProximalSteps:
     """Return the task's closed form if it has one and the options allow it, else the gradient form."""
     if work.options.closed_form:
-        solver = work.task.admm_solver(work.client, rho)
+        solver = work.admm_solver(rho)
         if solver is not None:
             if work.options.weight_decay:
                 raise ConfigError(
@@ -128,7 +122,7 @@ def proximal_steps(work: LocalRound, rho: float) -> ProximalSteps:
     return GradientForm(work, rho)
 
 
-def initial_model(work: LocalRound) -> Vector:
+def initial_model(work: Work) -> Vector:
     """Return w_0 for a client without state: the record "initial", or in round 1 the received model.
 
     Raises `ConfigError` in a later round without that record: a made-up w_0 would bias the limit for good.
@@ -139,7 +133,7 @@ def initial_model(work: LocalRound) -> Vector:
     if work.server_round <= 1:
         return work.model.vector()
     raise ConfigError(
-        f"client {work.client} keeps no {work.local_update!r} state in round {work.server_round} and the "
+        f"{work.who} keeps no {work.local_update!r} state in round {work.server_round} and the "
         f"request brings no record {keys.INITIAL!r}; the strategy must send it to clients it has not heard "
         "of, and a client must keep its state between rounds."
     )

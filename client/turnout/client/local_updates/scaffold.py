@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from turnout.client.descent import descend
 from turnout.client.flat_model import to_vector
-from turnout.client.local_round import LocalRound, Outcome
+from turnout.client.work import Outcome, Work
 from turnout.wire import keys
 from turnout.wire.registry import register
 
@@ -16,7 +15,7 @@ _CONTROL: Final = "control"
 @register(
     "scaffold", kind="local-update", paper="1910.06378", summary="Local SGD with control variates (SCAFFOLD)"
 )
-def scaffold(work: LocalRound) -> Outcome:
+def scaffold(work: Work) -> Outcome:
     """Step ``y -= lr (grad_b(y) - c_i + c)``, then ``c_i_new = c_i - c + (x - y) / (K lr)`` (Option II).
 
     Replies y and, as record "control", ``c_i_new - c_i``. Needs plain SGD.
@@ -24,14 +23,10 @@ def scaffold(work: LocalRound) -> Outcome:
     work.require_plain_sgd()
     model = work.model
     c = work.needed(keys.CONTROL)
-    kept = work.state.load(model.layout.size)
+    kept = work.state.load(model.size)
     c_i = model.tensor(kept[_CONTROL]) if kept else c.new_zeros(c.shape)
-    x, drift = model.parameters.clone(), c - c_i
-    descent = descend(work, lambda gradient: gradient.add_(drift))
+    x = work.received()
+    descent = work.descend(linear=c_i - c)
     change = (x - model.parameters).div_(descent.steps * work.lr).sub_(c)
     work.state.save({_CONTROL: to_vector(c_i + change)})
-    records = {
-        keys.ARRAYS: model.record(model.vector()),
-        keys.CONTROL: model.layout.record(to_vector(change)),
-    }
-    return Outcome(records, descent.train_loss)
+    return Outcome({keys.ARRAYS: model.parameters, keys.CONTROL: change}, descent.train_loss)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from turnout.simulation.batched_trainer import BatchedCohortTrainer
 from turnout.simulation.clients import LocalClients
 from turnout.simulation.cohort_trainer import CohortTrainer
 from turnout.simulation.executors.base import Executor
+from turnout.simulation.executors.batched import BatchedExecutor
 from turnout.simulation.executors.processes import ProcessesExecutor
 from turnout.simulation.executors.serial import SerialExecutor
 from turnout.simulation.executors.threads import ThreadsExecutor
@@ -16,7 +18,7 @@ from turnout.wire.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from turnout.client.app import Trainer
 
-EXECUTORS: Final = ("serial", "threads", "processes")
+EXECUTORS: Final = ("serial", "threads", "processes", "batched")
 
 
 def make_executor(name: str, clients: LocalClients, workers: int | None = None) -> Executor:
@@ -37,12 +39,12 @@ def make_executor(name: str, clients: LocalClients, workers: int | None = None) 
     if name == "threads":
         return ThreadsExecutor(clients, size)
     trainer = bare_trainer(clients)
-    return ProcessesExecutor(
-        clients,
-        size,
-        lambda: None if trainer is None else CohortTrainer(clients, trainer),
-        trains_cohorts=trainer is not None,
-    )
+    if name == "processes" or trainer is None:
+        return ProcessesExecutor(clients, size, None if trainer is None else CohortTrainer(clients, trainer))
+    batched = BatchedCohortTrainer(clients, trainer)
+    if size == 1 or batched.batched.device.type != "cpu":
+        return BatchedExecutor(clients, batched)
+    return ProcessesExecutor(clients, size, batched)
 
 
 def bare_trainer(clients: LocalClients) -> Trainer | None:

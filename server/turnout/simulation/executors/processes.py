@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import Message, RecordDict
 
 from turnout.simulation.clients import LocalClients, reply_id
-from turnout.simulation.cohort_trainer import CLIENT_RAISED, CohortTrainer, PartWork, ReplyTable
+from turnout.simulation.cohort_trainer import CLIENT_RAISED, CohortTrainer, PartWork, ReplyTable, rows_within
 from turnout.simulation.executors.base import Executor
 from turnout.simulation.workers.handler import WorkerHandler, describe_part
 from turnout.simulation.workers.parcels import Entry, entries
@@ -25,31 +25,27 @@ from turnout.wire.flower import CLIENT_APP_RAISED, error_reply, reply, stamp
 _JOB_BYTES: Final = 16 << 20
 _MOST_CLIENTS: Final = 64
 
-MakeTrainer = Callable[[], CohortTrainer | None]
-
 
 class ProcessesExecutor(Executor):
     """``workers`` processes, each with one PyTorch thread; forked when the first client is to run.
 
     What the processes inherit (data, tasks, apps, closures) is not copied. Client states live with the
-    parent, so that any worker may serve any client. ``make_trainer`` is called in each worker; it returns
-    None when clients can only be reached by messages.
+    parent, so that any worker may serve any client. ``trainer`` is None when clients can only be reached
+    by messages.
     """
 
-    def __init__(
-        self, clients: LocalClients, workers: int, make_trainer: MakeTrainer, *, trains_cohorts: bool
-    ) -> None:
+    def __init__(self, clients: LocalClients, workers: int, trainer: CohortTrainer | None) -> None:
         super().__init__(clients)
         self.workers = workers
-        self._trains_cohorts = trains_cohorts
-        self._pool = WorkerPool(workers, lambda parcels: WorkerHandler(parcels, clients, make_trainer))
+        self.trainer = trainer
+        self._pool = WorkerPool(workers, lambda parcels: WorkerHandler(parcels, clients, trainer))
         self._states = SharedStates(clients, self._pool)
         self._numbers = itertools.count(1)
 
     @property
     def trains_cohorts(self) -> bool:
         """Whether the clients' app can be driven without messages."""
-        return self._trains_cohorts
+        return self.trainer is not None
 
     def run(
         self, requests: Iterable[Message], *, server_round: int, deadline: float | None, ordered: bool
@@ -99,17 +95,21 @@ class ProcessesExecutor(Executor):
             text = self._pool.parcels.put(np.frombuffer(json.dumps(description).encode(), np.uint8))
             described += [text, *entries(description)]
             address = {"number": next(self._numbers), "round": work.server_round, "at": text}
-            width = work.layout.size * work.layout.dtype.itemsize * (1 + len(part.instruction.extras))
-            capacity = max(1, min(_MOST_CLIENTS, _JOB_BYTES // max(1, width)))
-            for nodes in _shares(part.nodes, self.workers, capacity):
+            assert self.trainer is not None
+            least = self.trainer.least(work.layout)
+            capacity = min(max(_MOST_CLIENTS, least), rows_within(work, _JOB_BYTES))
+            for nodes in _shares(self.trainer.ordered(part.nodes), self.workers, least, capacity):
                 yield _CohortJob(self, cohort, work, nodes, capacity, deadline, address)
 
 
-def _shares(nodes: Sequence[int], workers: int, capacity: int) -> Iterator[Sequence[int]]:
-    """Cut ``nodes`` into jobs that become smaller towards the end, so that all workers end together."""
-    start = 0
+def _shares(nodes: Sequence[int], workers: int, least: int, most: int) -> Iterator[Sequence[int]]:
+    """Cut ``nodes`` into jobs that become smaller towards the end, so that all workers end together.
+
+    A job has at least ``least`` clients, unless that would leave a worker without any.
+    """
+    start, least = 0, min(least, -(-len(nodes) // workers))
     while start < len(nodes):
-        size = max(1, min(capacity, -(-(len(nodes) - start) // (2 * workers))))
+        size = min(most, max(least, -(-(len(nodes) - start) // (2 * workers))))
         yield nodes[start : start + size]
         start += size
 

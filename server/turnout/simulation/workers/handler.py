@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -18,23 +18,15 @@ from turnout.wire import NDArray, ParameterLayout, TensorSpec, keys
 from turnout.wire.flower import record_dict, records_of, request, stamp
 from turnout.wire.torch_threads import use_one_torch_thread
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 class WorkerHandler:
     """Answers the commands of the pool's parent in a forked child."""
 
-    def __init__(
-        self,
-        parcels: Parcels,
-        clients: LocalClients,
-        make_trainer: Callable[[], CohortTrainer | None],
-    ) -> None:
+    def __init__(self, parcels: Parcels, clients: LocalClients, trainer: CohortTrainer | None) -> None:
         use_one_torch_thread()
         self._parcels = parcels
         self._clients = clients
-        self._trainer = make_trainer()
+        self._trainer = trainer
         self._parts: dict[int, PartWork] = {}
 
     def __call__(self, command: dict[str, Any]) -> dict[str, Any]:

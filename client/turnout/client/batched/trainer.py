@@ -1,0 +1,238 @@
+"""The batched trainer: cuts a cohort into chunks of like clients and runs the local update on each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from turnout.client.batched.batches import Examples
+from turnout.client.batched.cohort import CohortOutcome, CohortWork
+from turnout.client.batched.cohort_round import CohortRound
+from turnout.client.batched.cohort_state import CohortState
+from turnout.client.batched.engine import Engine, choose_engine
+from turnout.client.batched.stacked_model import StackedModel
+from turnout.client.flat_model import FlatModel, to_vector
+from turnout.client.local_round import LocalRound
+from turnout.client.local_updates import LocalUpdate, admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
+from turnout.client.options import TrainOptions
+from turnout.client.state import ClientState
+from turnout.client.work import Outcome, WorkState
+from turnout.tasks.task import ClientData, Task, Vector
+from turnout.wire import keys
+from turnout.wire.arrays import NDArray
+from turnout.wire.errors import DataError, LayoutError
+from turnout.wire.registry import find
+
+LOCAL_UPDATES: Final[dict[str, LocalUpdate]] = {
+    "admm": admm.admm,
+    "anchor": anchor.anchor,
+    "dual-admm": dual_admm.dual_admm,
+    "dyn": dyn.dyn,
+    "miner": miner.miner,
+    "prox": prox.prox,
+    "scaffold": scaffold.scaffold,
+    "sgd": sgd.sgd,
+}
+# Optimizers that treat each number of a vector by itself, so that a stack of clients is one tensor to them.
+_ELEMENTWISE: Final = frozenset(
+    {"adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop", "sgd"}
+)
+_CPU_NUMBERS: Final = 1 << 18
+_CUDA_NUMBERS: Final = 1 << 28
+
+
+class BatchedTrainer:
+    """Trains the clients of ``task`` many at a time, on one device. Not for use by two threads at once.
+
+    ``device`` overrides that of the options. Every result is the serial trainer's up to rounding (1e-5
+    relative in float32), whoever else is in the call.
+    """
+
+    def __init__(self, task: Task, options: TrainOptions, device: str | None = None) -> None:
+        self.task = task
+        self.options = options
+        self.device = torch.device(device or options.resolved_device)
+        self._unfit = _unfit(task.seeded_model(0))
+        self._data: dict[int, ClientData] = {}
+        if self._unfit is None:
+            self._template = FlatModel(task.seeded_model(0), self.device)
+            self._model = StackedModel(self._template)
+            self._engines: dict[object, Engine] = {}
+
+    def refusal(self, local_update: str) -> str | None:
+        """Return why clients cannot be trained together, a sentence, or None when they can."""
+        if local_update not in LOCAL_UPDATES:
+            return f"local update {local_update!r} is not written for several clients at once."
+        if find("local-update", local_update).target is not LOCAL_UPDATES[local_update]:
+            return f"local update {local_update!r} has been replaced by another one of that name."
+        optimizer = self.options.optimizer.lower()
+        if optimizer not in _ELEMENTWISE and local_update != "anchor":
+            return (
+                f"optimizer {optimizer!r} does not treat each parameter by itself; a stack would mix clients."
+            )
+        return self._unfit
+
+    def chunk(self, parameters: int) -> int:
+        """Return how many clients of ``parameters`` numbers each a call of `train` should bring, at most.
+
+        More than are trained at once: clients are sorted by their number of examples first, so that those
+        trained together are alike.
+        """
+        return min(1024, max(16, 8 * self.at_once(parameters)))
+
+    def train(
+        self, work: CohortWork, clients: Sequence[int], states: Sequence[WorkState], out: NDArray
+    ) -> CohortOutcome:
+        """Run the local update on each client and put its vector into its row of ``out``, shape (C, P).
+
+        The vector is the model after training, for "anchor" the gradient. What clients keep is saved in
+        ``states``, one for each client. An error that concerns all clients, such as a number missing in the
+        request, is raised; one that concerns a client is returned.
+        """
+        outcome = CohortOutcome(np.full(len(clients), np.nan))
+        if self._closed_form(work):
+            for i, client in enumerate(clients):
+                self._train_alone(work, i, client, states[i], out, outcome)
+            return outcome
+        for positions, kept in self._chunks(work, clients, states, outcome):
+            ids = [clients[i] for i in positions]
+            self._model.begin(len(ids), work.model)
+            examples = Examples([self._data[client] for client in ids])
+            cohort = CohortRound(
+                work,
+                ids,
+                examples,
+                CohortState([states[i] for i in positions], kept),
+                self._model,
+                self._engine(examples),
+                self.options,
+            )
+            self._put(LOCAL_UPDATES[work.local_update](cohort), positions, out, outcome)
+        return outcome
+
+    def _chunks(
+        self,
+        work: CohortWork,
+        clients: Sequence[int],
+        states: Sequence[WorkState],
+        outcome: CohortOutcome,
+    ) -> list[tuple[list[int], list[dict[str, Vector]]]]:
+        """Return positions and kept vectors of the clients to train together, larger ones first.
+
+        Clients are alike when their examples have the same shapes, when all or none of them take their whole
+        set in each step, and when they keep the same vectors (and from the same round, if that matters).
+        """
+        groups: dict[object, list[tuple[int, int, dict[str, Vector]]]] = {}
+        for i, (client, state) in enumerate(zip(clients, states, strict=True)):
+            try:
+                data = self._client_data(client)
+                kept = state.load(self._model.size)
+                since = state.last_round if work.config.get(keys.CONTINUAL) else None
+            except Exception as error:
+                outcome.failures[i] = error
+                continue
+            whole = len(data) <= self.options.batch_size
+            key = (
+                data.x.shape[1:],
+                data.x.dtype,
+                data.y.shape[1:],
+                data.y.dtype,
+                whole,
+                frozenset(kept),
+                since,
+            )
+            groups.setdefault(key, []).append((len(data), i, kept))
+        at_once, chunks = self.at_once(self._model.size), []
+        for group in groups.values():
+            group.sort(key=lambda member: -member[0])
+            for start in range(0, len(group), at_once):
+                chunk = group[start : start + at_once]
+                chunks.append(([i for _, i, _ in chunk], [kept for _, _, kept in chunk]))
+        return chunks
+
+    def _put(self, result: Outcome, positions: list[int], out: NDArray, outcome: CohortOutcome) -> None:
+        outcome.losses[positions] = result.train_loss
+        for name, value in result.vectors.items():
+            stack = value.cpu().numpy() if isinstance(value, Tensor) else value
+            if name in (keys.ARRAYS, keys.GRADIENT):
+                place = out
+            else:
+                place = outcome.extras.setdefault(name, np.zeros_like(out))
+            for row, i in enumerate(positions):
+                place[i] = stack[row] if stack.ndim > 1 else stack
+
+    def _train_alone(
+        self, work: CohortWork, i: int, client: int, state: WorkState, out: NDArray, outcome: CohortOutcome
+    ) -> None:
+        layout = self._template.layout
+        content = RecordDict({name: layout.record(vector) for name, vector in work.vectors.items()})
+        try:
+            self._template.load_vector(work.model)
+            alone = LocalRound(
+                client=client,
+                server_round=work.server_round,
+                local_update=work.local_update,
+                model=self._template,
+                task=self.task,
+                data=self._client_data(client),
+                options=self.options,
+                lr=work.lr,
+                config=work.config,
+                content=content,
+                state=cast(ClientState, state),
+            )
+            result = LOCAL_UPDATES[work.local_update](alone)
+        except Exception as error:
+            outcome.failures[i] = error
+            return
+        value = result.vectors[keys.ARRAYS]
+        out[i] = to_vector(value) if isinstance(value, Tensor) else value
+        outcome.losses[i] = result.train_loss
+
+    def _engine(self, examples: Examples) -> Engine:
+        engine = self._engines.get(examples.kind)
+        if engine is None:
+            engine = self._engines[examples.kind] = choose_engine(self.task, self._model, examples)
+        return engine
+
+    def _closed_form(self, work: CohortWork) -> bool:
+        has_solver = type(self.task).admm_solver is not Task.admm_solver
+        return work.local_update in ("admm", "dual-admm") and self.options.closed_form and has_solver
+
+    def at_once(self, parameters: int) -> int:
+        """Return how many clients of ``parameters`` numbers each are trained in one tensor program."""
+        if self.device.type == "cpu":
+            return min(64, max(1, _CPU_NUMBERS // parameters))
+        return min(1024, max(1, _CUDA_NUMBERS // parameters))
+
+    def _client_data(self, client: int) -> ClientData:
+        data = self._data.get(client)
+        if data is None:
+            data = self.task.client_data(client)
+            if len(data) == 0:
+                raise DataError(
+                    f"client {client} of task {self.task.name!r} has no training examples; give it "
+                    "participation probability 0, or set the partition's min_examples to 1 or more."
+                )
+            data = self._data[client] = ClientData(data.x.to(self.device), data.y.to(self.device))
+        return data
+
+
+def _unfit(module: nn.Module) -> str | None:
+    """Return why ``module`` cannot be stacked, None when it can."""
+    buffers = [name for name, _ in module.named_buffers()]
+    if buffers:
+        return f"the model has buffers ({buffers[0]!r}, ...), such as batch norm's statistics."
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            return f"the model's layer {name!r} draws random numbers while it trains."
+    try:
+        FlatModel(module)
+    except LayoutError as error:
+        return f"the model cannot be one flat vector: {error}"
+    return None
