@@ -113,6 +113,11 @@ class Trainer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["task"], state["options"])  # type: ignore[misc]
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether clients train on a CPU."""
+        return torch.device(self._device).type == "cpu"
+
     def train(self, message: Message, context: Context) -> Message:
         """Run the local update that the request names and reply with its records and metrics."""
         started = time.perf_counter()
@@ -220,7 +225,7 @@ class Trainer:
                     f"client {client} of task {self.task.name!r} has no training examples; give it "
                     "participation probability 0, or set the partition's min_examples to 1 or more."
                 )
-            if torch.device(self._device).type != "cpu":
+            if not self.on_cpu:
                 data = self._on_device[client] = ClientData(data.x.to(self._device), data.y.to(self._device))
         return data
 

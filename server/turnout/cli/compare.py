@@ -64,12 +64,14 @@ def _run_all(
     variants: Sequence[Experiment], store: RunStore, study_id: str, federation: Federation, output: Output
 ) -> list[RunSummary]:
     earlier = {run.strategy: run.id for run in store.runs(study=study_id)}
-    summaries = []
+    summaries: list[RunSummary] = []
     with RunProgress(output, [variant.label for variant in variants]) as progress:
         for variant in variants:
 
-            def started(recorder: RunRecorder, variant: Experiment = variant) -> None:
+            def started(recorder: RunRecorder, executor: str, variant: Experiment = variant) -> None:
                 progress.begin(variant.label, num_clients=recorder.run.num_clients)
+                if not summaries:
+                    output.say(f"executor: {executor}", markup=False)
 
             summary = simulate(
                 variant,

@@ -90,7 +90,7 @@ def _run(
 
     with RunProgress(output, [experiment.label]) as progress:
 
-        def started(recorder: RunRecorder) -> None:
+        def started(recorder: RunRecorder, executor: str) -> None:
             run = recorder.run
             progress.begin(experiment.label, num_clients=run.num_clients)
             output.resume_hint = f"Continue with: turnout simulate {file or ''} --resume {run.id}".replace(
@@ -105,6 +105,7 @@ def _run(
                 f"run {run.id}: {experiment.label} on {run.task}, {run.num_clients} clients, {again}",
                 markup=False,
             )
+            output.say(f"executor: {executor}", markup=False)
 
         summary = simulate(experiment, resume=resume, callbacks=[progress], started=started, plots=plots)
     output.resume_hint = ""

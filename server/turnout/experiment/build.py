@@ -57,13 +57,14 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
     grid = _made(
         experiment,
         "simulation",
-        ("executor", "workers"),
+        ("executor", "workers", "exact"),
         lambda: LocalGrid(
             app,
             data.num_clients,
             participation=participation,
             executor=simulation.executor,
             workers=simulation.workers,
+            exact=simulation.exact,
             seed=experiment.run.seed,
         ),
     )

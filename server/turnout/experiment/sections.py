@@ -38,10 +38,14 @@ class RunSection(Section):
 class SimulationSection(Section):
     """How clients are run in this process."""
 
-    executor: Literal["serial", "threads"] = "serial"
-    """``serial`` or ``threads``; the results are the same, bit for bit."""
+    executor: Literal["auto", "serial", "threads", "processes", "batched"] = "auto"
+    """``serial``, ``threads`` and ``processes`` give the same results, bit for bit; ``batched`` trains many
+    clients as one tensor program, up to rounding (1e-5). ``auto`` picks by app, model and cohort."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Threads to use; by default one per CPU."""
+    """Threads or processes to use; by default one per CPU."""
+    exact: bool = True
+    """``auto`` picks only executors whose results are bit-equal to ``serial``; false lets it pick
+    ``batched``, which is faster."""
 
 
 class FleetSection(Section):

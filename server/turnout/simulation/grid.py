@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -16,13 +17,15 @@ from flwr.app.user_config import UserConfigValue
 from flwr.clientapp import ClientApp
 
 from turnout.simulation.clients import LocalClients, reply_id
-from turnout.simulation.executors import make_executor
+from turnout.simulation.executors import AUTO, choose_executor
 from turnout.simulation.participation import Always, Mask, ParticipationModel
 from turnout.simulation.probabilities import check_num_clients, check_seed
 from turnout.strategies.cohort import Batch, Cohort
 from turnout.wire.errors import ConfigError, ReplyRejected
 from turnout.wire.flower import NODE_UNAVAILABLE, error_reply, stamp
 from turnout.wire.grid import LocalRunGrid
+
+log = logging.getLogger("turnout.simulation")
 
 _MOST_SKIPPED_ROUNDS: Final = 10_000
 
@@ -52,9 +55,12 @@ class LocalGrid(LocalRunGrid):
         Called as ``client_app(message, context)``. ``context.node_config`` holds ``partition-id`` and
         ``num-partitions``, ``context.run_config`` the given ``run_config`` and ``seed``; ``context.state``
         persists per client. Requests are private to a client; their arrays are shared and read-only.
-    executor, workers
-        ``"serial"`` (one client at a time) or ``"threads"`` (``workers`` at a time, None: one per CPU).
-        PyTorch uses one thread inside a client on either, so that both give the same bits.
+    executor, workers, exact
+        ``"serial"`` (one client at a time), ``"threads"`` or ``"processes"`` (``workers`` at a time, None:
+        one per CPU) give the same bits; PyTorch uses one thread inside a client on each. ``"batched"`` trains
+        many clients as one tensor program, with results equal up to rounding (1e-5). ``"auto"`` picks,
+        says so in the attribute ``executor`` and in the log; only if ``exact`` is false it picks
+        ``"batched"``.
     seed
         Passed to the clients as ``run_config["seed"]``.
     min_available_nodes
@@ -78,6 +84,7 @@ class LocalGrid(LocalRunGrid):
         participation: ParticipationModel | None = None,
         executor: str = "serial",
         workers: int | None = None,
+        exact: bool = True,
         seed: int = 0,
         run_config: Mapping[str, UserConfigValue] | None = None,
         min_available_nodes: int = 2,
@@ -96,7 +103,13 @@ class LocalGrid(LocalRunGrid):
         self._clients = LocalClients(
             client_app, self.num_clients, {"seed": check_seed(seed), **(run_config or {})}
         )
-        self._executor = make_executor(executor, self._clients, workers)
+        choice = choose_executor(
+            executor, self._clients, workers, exact=exact, cohort=_mean_cohort(self.participation)
+        )
+        self._executor = choice.executor
+        self.executor = choice.words
+        if executor == AUTO:
+            log.info("executor: %s", choice.words)
         self._min_available = min(min_available_nodes, self.num_clients)
         self._buffer_replies = buffer_replies
         self._num_late = self._num_absent = 0
@@ -301,6 +314,10 @@ class LocalGrid(LocalRunGrid):
 
 def _is_training(message: Message) -> bool:
     return message.metadata.message_type.startswith("train")
+
+
+def _mean_cohort(participation: ParticipationModel) -> float:
+    return float(np.sum(participation.rates))
 
 
 def _absence(node: int, server_round: int) -> str:

@@ -15,6 +15,7 @@ from turnout.client.batched.cohort import CohortOutcome, CohortWork
 from turnout.client.batched.cohort_round import CohortRound
 from turnout.client.batched.cohort_state import CohortState
 from turnout.client.batched.engine import Engine, choose_engine
+from turnout.client.batched.layered_engine import LayeredEngine
 from turnout.client.batched.stacked_model import StackedModel
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
@@ -76,6 +77,18 @@ class BatchedTrainer:
                 f"optimizer {optimizer!r} does not treat each parameter by itself; a stack would mix clients."
             )
         return self._unfit
+
+    @property
+    def size(self) -> int:
+        """Number of the model's float parameters."""
+        return self._template.layout.size
+
+    def by_hand(self) -> bool:
+        """Return whether hand-written layers compute the gradients, as the first client's examples tell."""
+        for client in range(self.task.num_clients):
+            if self.task.num_examples(client) > 0:
+                return isinstance(self._engine(Examples([self._client_data(client)])), LayeredEngine)
+        return False
 
     def chunk(self, parameters: int) -> int:
         """Return how many clients of ``parameters`` numbers each a call of `train` should bring, at most.

@@ -42,6 +42,10 @@ class SharedHeap:
         self._free: dict[int, list[Ref]] = {}
         self._extents: dict[int, NDArray] = {}
 
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+        return self._file
+
     def adopt(self) -> None:
         """Become the heap's writer: go on behind everything that an earlier writer has put there."""
         self._size = os.fstat(self._file).st_size

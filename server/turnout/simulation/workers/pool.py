@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +34,11 @@ _INLINE_BYTES: Final = 32 << 10
 
 Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Answer]
+
+
+def can_fork() -> bool:
+    """Return whether this system has ``fork`` and anonymous files in memory, that is, is Linux."""
+    return hasattr(os, "memfd_create") and hasattr(os, "fork")
 
 
 class Job(ABC):
@@ -61,7 +65,7 @@ class Job(ABC):
 
 @dataclass(eq=False)
 class _Worker:
-    process: Any
+    pid: int
     link: Connection
     jobs: deque[Job] = field(default_factory=deque)
     releases: list[Entry] = field(default_factory=list)
@@ -70,11 +74,11 @@ class _Worker:
 class WorkerPool:
     """``size`` forked processes. Each runs the handler that ``make_handler(parcels)`` returns, in the child.
 
-    Raises `ConfigError` on systems without ``fork`` and anonymous files in memory, that is other than Linux.
+    Raises `ConfigError` where `can_fork` is false.
     """
 
     def __init__(self, size: int, make_handler: Callable[[Parcels], Handler]) -> None:
-        if not hasattr(os, "memfd_create"):
+        if not can_fork():
             raise ConfigError(
                 f"executor 'processes' needs Linux, this is {sys.platform!r}; use executor='threads'."
             )
@@ -203,27 +207,25 @@ class WorkerPool:
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._heaps)
 
     def _fork(self, number: int) -> _Worker:
-        context = multiprocessing.get_context("fork")
-        ours, theirs = context.Pipe()
-        others = [worker.link for worker in self._workers]
-        process = context.Process(
-            target=_serve,
-            args=(theirs, [ours, *others], self._heaps, number, self._make_handler),
-            name=f"turnout-worker-{number}",
-            daemon=True,
-        )
-        process.start()
+        ours, theirs = Pipe()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # Or the child would write once more what waits there.
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                _serve(theirs, self._heaps, number, self._make_handler)
+                status = 0
+            finally:
+                os._exit(status)
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(pid, ours)
 
     def _replace(self, worker: _Worker, window: dict[Job, list[Any]]) -> None:
         """Give up a dead worker's jobs and start another in its place; what it had written stays readable."""
         number = self._workers.index(worker)
-        worker.process.join()
-        code = worker.process.exitcode
-        how = (
-            f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        )
+        code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         self._deaths += 1
         reason = (
             f"worker process {number} was ended {how}; if the system ran out of memory, use fewer workers."
@@ -266,17 +268,13 @@ def receive(link: Connection, parcels: Parcels) -> dict[str, Any]:
 
 
 def _serve(
-    link: Connection,
-    others: list[Connection],
-    heaps: list[SharedHeap],
-    number: int,
-    make_handler: Callable[[Parcels], Handler],
+    link: Connection, heaps: list[SharedHeap], number: int, make_handler: Callable[[Parcels], Handler]
 ) -> None:
     """Run in the child: answer commands until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides how a run ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for other in others:  # Or no end of file would tell that the parent is gone.
-        other.close()
+    # Locks and databases are the parent's. An open end of another link would hide that the parent is gone.
+    _close_files({link.fileno(), *(heap.fileno() for heap in heaps)})
     gc.freeze()  # What is shared with the parent is not gone through, and so not copied.
     heaps[number].adopt()
     parcels = Parcels(heaps[number], heaps)
@@ -302,13 +300,26 @@ def _serve(
             return
 
 
+def _close_files(kept: set[int]) -> None:
+    """Close every inherited file but the standard streams and those ``kept``."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in kept:
+            with suppress(OSError):  # The one of the listing itself is closed already.
+                os.close(descriptor)
+
+
 def _stop(workers: list[_Worker], heaps: list[SharedHeap]) -> None:
     for worker in workers:
         worker.link.close()
+    patience = time.monotonic() + 1.0
     for worker in workers:
-        worker.process.join(timeout=1.0)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        with suppress(ChildProcessError):
+            while os.waitpid(worker.pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > patience:
+                    os.kill(worker.pid, signal.SIGKILL)
+                    os.waitpid(worker.pid, 0)
+                    break
+                time.sleep(0.005)
     for heap in heaps:
         heap.close()
