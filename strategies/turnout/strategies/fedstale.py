@@ -73,9 +73,9 @@ class FedStale(StreamingStrategy):
         self._round, self._came = server_round, set[int]()
         self._largest_weight = 0.0
 
-    def on_register(self, row: int, server_round: int) -> None:
-        """Count the client as absent from now on."""
-        self.estimator.register(row, server_round)
+    def on_register(self, rows: int | range, server_round: int) -> None:
+        """Count the clients as absent from now on."""
+        self.estimator.register(rows, server_round)
 
     def inverse_probability(self, client: int) -> float:
         """Return 1 / p of the client in this round, known or estimated from earlier rounds."""
@@ -83,7 +83,7 @@ class FedStale(StreamingStrategy):
             inverse = self.estimator.weight(client, self._round)
         else:
             assert self.participation is not None
-            inverse = 1.0 / known_probability(self.participation, self.clients.entries[client].key)
+            inverse = 1.0 / known_probability(self.participation, self.clients.key(client))
         return inverse if self.max_weight is None else min(inverse, self.max_weight)
 
     def check(self, reply: Reply) -> None:

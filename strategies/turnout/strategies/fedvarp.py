@@ -59,7 +59,7 @@ class FedVARP(StreamingStrategy):
         """Return the factor on ``Delta_i - y_i`` before normalisation: 1, or alpha_i / p_i."""
         if self.participation is None or isinstance(self.participation, str):
             return 1.0
-        client = self.clients.entries[reply.client].key
+        client = self.clients.key(reply.client)
         return self.alpha(reply) / known_probability(self.participation, client)
 
     def check(self, reply: Reply) -> None:
