@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -165,6 +166,17 @@ class Algorithm(ABC):
         return self.x
 
     # --- checkpoints -----------------------------------------------------------------------------------
+
+    def keep_rows(self, directory: Path, run: str) -> None:
+        """Let checkpoints refer to per-client vectors in files in ``directory`` instead of copying them.
+
+        Only for who owns the run (named ``run``) and its checkpoints, and says which of them may still be
+        resumed from (`RowReference.release`).
+        """
+        for name in self.state_names:
+            part = getattr(self, name)
+            if hasattr(part, "keep_in"):
+                part.keep_in(directory, name, run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return model, client register and the algorithm's state as a tree for `save_checkpoint`."""

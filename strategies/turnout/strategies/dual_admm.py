@@ -77,7 +77,7 @@ class DualADMM(ScheduledADMM):
         """Return w_{n+1}; an iteration in which nobody came changes nothing."""
         if not self._came:
             return self.x
-        self.slots.commit(server_round)
+        self.slots.commit()
         total = self.slots.total if self.form == "dual" else self.sum.value()
         xp = array_namespace(self.x)
         return xp.astype(total / self.normaliser(), self.x.dtype)

@@ -104,7 +104,7 @@ class FedAMD(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the miners' mean update (none: x stays bit for bit) and take over the new gradients."""
-        self.bullseyes.commit(server_round)
+        self.bullseyes.commit()
         return self.step(self.sum.drain(self._miners)) if self._miners else self.x
 
     def diagnostics(self) -> dict[str, float]:

@@ -107,7 +107,7 @@ class FedStale(StreamingStrategy):
         """Step along the fresh part plus beta times the mean memory of all clients before this round."""
         skip = not self._came and self.empty_round == "skip"
         direction = (self.sum.value() + self.beta * self.stale.total) / self.normaliser()
-        self.stale.commit(server_round)
+        self.stale.commit()
         self.estimator.observe(server_round, self._came)
         return self.x if skip else self.step(direction)
 

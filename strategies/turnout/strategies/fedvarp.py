@@ -86,5 +86,5 @@ class FedVARP(StreamingStrategy):
         if self.participation is None and not self._came:
             return self.x
         direction = self.stale.total / super().normaliser() + self.sum.value() / self.normaliser()
-        self.stale.commit(server_round)
+        self.stale.commit()
         return self.step(direction)

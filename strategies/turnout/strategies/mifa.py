@@ -49,5 +49,5 @@ class MIFA(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the mean memory, this round's updates included."""
-        self.latest.commit(server_round)
+        self.latest.commit()
         return self.step(self.latest.total / self.normaliser())

@@ -81,7 +81,7 @@ class RerceFed(ScheduledADMM):
         if not self._came:
             return self.x
         if self.continual:
-            self.slots.commit(server_round)
+            self.slots.commit()
         total = self.slots.total if self.continual else self.sum.value()
         self.previous = self.x
         xp = array_namespace(self.x)
