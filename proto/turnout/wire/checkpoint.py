@@ -39,7 +39,7 @@ _BLOCK: Final = 16 << 20
 
 
 def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
-    """Write ``tree`` to ``path``: nested mappings and lists of ndarrays, numbers, strings, booleans, None, rows.
+    """Write ``tree`` (nested mappings and lists of ndarrays, plain values, None and rows) to ``path``.
 
     The file appears complete and synced to disk, or the one that was there stays. Raises `CheckpointError`
     for a leaf that cannot be stored, naming it, and OSError when the disk refuses, naming file and size.

@@ -113,7 +113,7 @@ def _floats(values: NDArray) -> dict[str, Any]:
 
 
 def unpack(tree: Mapping[str, Any], dtype: Any) -> NDArray:
-    """Return a new array of ``dtype`` from what `pack` returned. Raises `CheckpointError` for anything else."""
+    """Return a new array of ``dtype`` from what `pack` returned; raises `CheckpointError` for others."""
     try:
         count = int(tree["count"])
         if not 0 <= count <= _MOST_ROWS:

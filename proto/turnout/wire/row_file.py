@@ -80,7 +80,7 @@ class RowFile:
 
     @classmethod
     def scratch(cls, directory: str | Path | None = None) -> RowFile:
-        """Return an empty file in ``directory`` (default: the system's) that has no name to be left behind."""
+        """Return an empty file without a name in ``directory`` (default: the system's for scratch files)."""
         with tempfile.TemporaryFile(dir=directory, prefix="turnout-memory-") as file:
             return cls(Path(directory or tempfile.gettempdir()) / "scratch", os.dup(file.fileno()))
 
@@ -95,7 +95,7 @@ class RowFile:
     def reopen(cls, rows: RowReference) -> RowFile:
         """Go on with the file of a checkpoint, as it was then; only one process may, the run's owner.
 
-        What the checkpoint does not refer to may belong to an earlier one, and is kept until that is released.
+        What the checkpoint does not refer to may be an earlier one's, and is kept until that is released.
         """
         file = cls(rows.path, os.open(rows.path, os.O_RDWR | os.O_CLOEXEC))
         file.format, file._epoch = rows.format, rows.epoch
@@ -140,7 +140,10 @@ class RowFile:
         return row
 
     def put(self, key: int, row: NDArray) -> None:
-        """Store a copy of ``row``. Raises ValueError for another dtype or size, OSError naming file and size."""
+        """Store a copy of ``row``.
+
+        Raises ValueError for another dtype or size than the first row's, OSError naming file and size.
+        """
         if self.format is None:
             self.format = RowFormat(row.dtype.name, row.size)
         if (row.dtype.name, row.size) != (self.format.dtype, self.format.size):
@@ -164,7 +167,7 @@ class RowFile:
         self._fresh.add(key)
 
     def matrix(self) -> tuple[NDArray, NDArray]:
-        """Return the keys and their rows, shape (rows, size), as a read-only map of the file: no copy is made."""
+        """Return the keys and their rows, shape (rows, size), as a read-only map of the file."""
         held = np.flatnonzero(self._slots.values != _NOWHERE)
         slots = self._slots.values[held]
         keys = held[np.argsort(slots)]
@@ -187,7 +190,7 @@ class RowFile:
                 os.posix_fadvise(self._handle, slot * stride, stride, os.POSIX_FADV_WILLNEED)
 
     def reference(self) -> RowReference:
-        """Return what a checkpoint says of the rows as they are now; none of them is written over from here on."""
+        """Return what a checkpoint says of the rows as they are now; from here on none is written over."""
         self._epoch += 1
         self._retired.append((self._epoch - 1, self._superseded))
         self._superseded, self._fresh = [], set()
@@ -224,7 +227,7 @@ class RowFile:
         except OSError as error:
             raise unwritten(error, self.path, stride) from error
         if stride >= _PAGED_FROM and hasattr(os, "posix_fadvise"):
-            # Begins to write it out at once: a round's rows left for later would stall the one that syncs them.
+            # Begins to write it out now: rows left for later would stall the round that syncs them.
             os.posix_fadvise(self._handle, slot * stride, stride, os.POSIX_FADV_DONTNEED)
 
 
@@ -292,7 +295,10 @@ class RowReference:
         except OSError as error:
             raise CheckpointError(f"rows {self.path}: {error.strerror}.") from error
         try:
-            if os.fstat(handle).st_size < (int(slots[keys[-1]]) + 1) * self.format.stride or slots[keys[0]] < 0:
+            if (
+                os.fstat(handle).st_size < (int(slots[keys[-1]]) + 1) * self.format.stride
+                or slots[keys[0]] < 0
+            ):
                 raise CheckpointError(f"rows {self.path}: the file is shorter than its checkpoint says.")
             for key in keys.tolist():
                 yield key, self._checked(handle, key, int(slots[key]))
@@ -311,7 +317,7 @@ class RowReference:
             _read_into(handle, raw, slot * self.format.stride, self.path)
         except OSError as error:
             raise CheckpointError(f"rows {self.path}: {error.strerror}.") from error
-        owner, epoch, checksum = _HEADER.unpack_from(raw)
+        owner, epoch, checksum = _HEADER.unpack_from(raw.data)
         row = raw[_ROW_AT:]
         if owner != key or not 0 < epoch <= self.epoch or zlib.crc32(row.data) != checksum:
             raise CheckpointError(f"rows {self.path}: the row of client {key} is damaged, or not its own.")

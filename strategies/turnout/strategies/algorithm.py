@@ -135,14 +135,18 @@ class Algorithm(ABC):
             )
 
     def on_register(self, rows: int | range, server_round: int) -> None:
-        """Note new clients (one row, or many at once) before the round in which they first could take part."""
+        """Note new clients (one row, or many) before the round in which they first could take part."""
 
     def accept(self, server_round: int, reply: Reply) -> ClientReport:
         """Fold one reply and keep the books; raise `ReplyRejected` if the algorithm cannot use it."""
         self.check(reply)
         staleness = self.clients.seen(reply.client, server_round, reply.num_examples)
         report = ClientReport(
-            self.clients.key(reply.client), "ok", num_examples=reply.num_examples, staleness=staleness, role=reply.role
+            self.clients.key(reply.client),
+            "ok",
+            num_examples=reply.num_examples,
+            staleness=staleness,
+            role=reply.role,
         )
         started = time.perf_counter()
         self._weights.append((report, self.fold(reply)))

@@ -26,7 +26,7 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ClientEntry:
-    """One registered client as it is now; ``client`` is None until a reply has named it; rounds are 0 for never."""
+    """One registered client; ``client`` is None until a reply has named it; rounds are 0 for never."""
 
     node: int
     client: int | None
@@ -178,7 +178,14 @@ class ClientRegistry:
         """Give each of ``nodes`` a new row."""
         ids = np.fromiter(nodes, np.uint64)
         rows = range(len(self._node), len(self._node) + len(ids))
-        for column in (self._node, self._client, self._flags, self._registered, self._last_seen, self._examples):
+        for column in (
+            self._node,
+            self._client,
+            self._flags,
+            self._registered,
+            self._last_seen,
+            self._examples,
+        ):
             column.reach(rows.stop)
         self._node[rows.start :] = ids
         self._registered[rows.start :] = server_round

@@ -84,7 +84,7 @@ class _Held(ABC):
         return self._bytes
 
     def keep_in(self, directory: Path, name: str, run: str) -> None:
-        """Let checkpoints refer to a file in ``directory``, where changed rows are written when one is made."""
+        """Let checkpoints refer to a file in ``directory``, to which changed rows are written for each."""
         if self._file is None:
             self._file = RowFile.create(directory / f"{name}.rows")
             self._changed = set(self._rows)
@@ -214,7 +214,7 @@ class HalfMemory(_Held):
         return np.concatenate([header, numbers.view(np.uint8)])
 
     def _of_record(self, record: NDArray) -> _HalfRow:
-        scale, itemsize = _HALF_HEADER.unpack_from(record)
+        scale, itemsize = _HALF_HEADER.unpack_from(record.data)
         return record[_HALF_HEADER.size :].copy().view(np.float16), scale, np.dtype(f"f{itemsize}")
 
 
@@ -272,11 +272,12 @@ class MappedMemory:
         if self._directory is not None:
             path = self._directory.resolve() / f"{run}-{name}.rows"
         before, self._file, self._kept = self._file, RowFile.create(path), True
-        for key in before.keys() if before is not None else ():  # noqa: SIM118 - not a dict
-            self._file.put(key, before.get(key))
+        if before is not None:
+            for key in before.keys():  # noqa: SIM118 - not a dict
+                self.put(key, before.get(key))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a reference to the rows, or, of a file without a name, all of them; nothing is copied here."""
+        """Return a reference to the rows; of a file without a name all of them, mapped and not copied."""
         if self._kept:
             return {"rows": self._open().reference()}
         keys, rows = self._open().matrix()

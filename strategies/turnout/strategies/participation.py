@@ -134,7 +134,7 @@ def check_participation(
         raise ConfigError(f"participation must be probabilities, got {participation!r}.")
 
 
-def _check_all(probabilities: Sequence[float]) -> None:
+def _check_all(probabilities: Sequence[Any]) -> None:
     """Check many probabilities at once, one by one only where something is wrong or odd."""
     values = np.asarray(probabilities)
     if values.ndim == 1 and values.dtype.kind == "f" and bool(((values > 0) & (values <= 1)).all()):
