@@ -80,36 +80,18 @@ class Column:
 def pack(values: NDArray) -> dict[str, Any]:
     """Return the short form of ``values``, shape (rows,), which `unpack` turns back bit for bit."""
     count = len(values)
-    if values.dtype.kind == "f":
-        return {"count": count, "dtype": values.dtype.name, **_floats(values)}
     if not count:
         return {"count": 0}
-    first = values.item(0)
-    step = values.item(1) - first if count > 1 else 0
-    if abs(step) <= 1 and _counts(values, step):
-        return {"count": count, "first": first, "step": step}
-    other = np.flatnonzero(values != first)
-    if len(other) < _SPARSE_BELOW * count:
-        return {"count": count, "first": first, "rows": narrowed(other), "values": narrowed(values[other])}
-    return {"count": count, "values": narrowed(values)}
-
-
-def _counts(values: NDArray, step: int) -> bool:
-    """Return whether every value is ``step`` above the one before."""
-    if step < 0:
-        return bool((values[:-1] - values[1:] == 1).all()) and values[0] >= values[-1]
-    return bool((values[1:] - values[:-1] == step).all()) and values[0] <= values[-1]
-
-
-def _floats(values: NDArray) -> dict[str, Any]:
     # Compared as bits: -0.0 and NaN are what they are.
-    bits = values.view(f"u{values.itemsize}")
-    if len(values) and (bits == bits[0]).all():
-        return {"values": values[:1].copy()}
-    with np.errstate(over="ignore"):
-        short = values.astype(np.float32)
-    same = (short.astype(values.dtype).view(bits.dtype) == bits).all()
-    return {"values": short if same else values}
+    bits = values.view(f"u{values.itemsize}") if values.dtype.kind == "f" else values
+    other = np.flatnonzero(bits != bits[0])
+    if len(other) < _SPARSE_BELOW * count:
+        rows = {"rows": narrowed(other), "values": narrowed(values[other])} if len(other) else {}
+        return {"count": count, "first": values[:1].copy(), **rows}
+    step = values.item(1) - values.item(0) if values.dtype.kind in "iu" else 0
+    if step == 1 and values[0] < values[-1] and bool((values[1:] - values[:-1] == 1).all()):
+        return {"count": count, "from": values.item(0)}
+    return {"count": count, "values": narrowed(values)}
 
 
 def unpack(tree: Mapping[str, Any], dtype: Any) -> NDArray:
@@ -118,19 +100,16 @@ def unpack(tree: Mapping[str, Any], dtype: Any) -> NDArray:
         count = int(tree["count"])
         if not 0 <= count <= _MOST_ROWS:
             raise ValueError(f"{count} rows")
-        if np.dtype(dtype).kind == "f":
-            values = np.asarray(tree["values"]).astype(dtype)
-            whole = np.repeat(values, count) if len(values) == 1 else values
-        elif not count:
+        if not count:
             whole = np.empty(0, dtype)
-        elif "step" in tree:
+        elif "from" in tree:
             # Counted in whole numbers that wrap around, so that the largest 64-bit ids are no exception.
-            steps = np.arange(count, dtype=np.int64).astype(np.uint64)
-            offset = steps * np.uint64(int(tree["step"]) % 2**64)
-            whole = (offset + np.uint64(int(tree["first"]) % 2**64)).view(np.int64).astype(dtype)
-        elif "rows" in tree:
-            whole = np.full(count, tree["first"], dtype)
-            whole[tree["rows"]] = tree["values"]
+            steps = np.arange(count, dtype=np.uint64) + np.uint64(int(tree["from"]) % 2**64)
+            whole = steps.view(np.int64).astype(dtype)
+        elif "first" in tree:
+            whole = np.repeat(np.asarray(tree["first"]).astype(dtype), count)
+            if "rows" in tree:
+                whole[tree["rows"]] = tree["values"]
         else:
             whole = np.array(tree["values"], dtype)
         if whole.shape != (count,):
@@ -141,7 +120,11 @@ def unpack(tree: Mapping[str, Any], dtype: Any) -> NDArray:
 
 
 def narrowed(values: NDArray) -> NDArray:
-    """Return integers or booleans in the smallest integer type that holds them all."""
+    """Return numbers in the smallest type that holds them all without loss."""
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            short = values.astype(np.float32)
+        return short if short.astype(values.dtype).tobytes() == values.tobytes() else values
     if not len(values):
         return values.astype(np.int8)
     low, high = int(values.min()), int(values.max())

@@ -117,6 +117,10 @@ class ClientRegistry:
         """Return the row that ``node`` stands for."""
         return int(self._node_rows[self._index[node]])
 
+    def rows_of(self, nodes: Iterable[int]) -> Iterator[int]:
+        """Yield the rows that ``nodes`` stand for."""
+        return map(self.row_of_node, nodes)
+
     def identify(self, node: int, client: int, server_round: int) -> int:
         """Return the row of ``client``, whose reply came from ``node``.
 

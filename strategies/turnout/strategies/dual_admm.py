@@ -57,6 +57,7 @@ class DualADMM(ScheduledADMM):
         dual = self.form == "dual"
         nodes = self.schedule(server_round, available, everyone=dual and server_round == 1)
         if dual:
+            self.slots.expect(self.clients.rows_of(nodes))
             return self.instructions(nodes, "dual-admm", {})
         return self.instructions(nodes, "admm", {keys.CONTINUAL: False, keys.EXTRAPOLATE: True})
 

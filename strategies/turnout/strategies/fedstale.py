@@ -7,7 +7,7 @@ Delta_i`` on S: beta = 0 is unbiased FedAvg, beta = 1 is FedVARP for heterogeneo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from turnout.strategies.participation import (
     check_participation,
     known_probability,
 )
-from turnout.strategies.rounds import Reply
+from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import ConfigError, register
 
@@ -76,6 +76,11 @@ class FedStale(StreamingStrategy):
     def on_register(self, rows: int | range, server_round: int) -> None:
         """Count the clients as absent from now on."""
         self.estimator.register(rows, server_round)
+
+    def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
+        """Ask everyone available; their stored updates will be needed."""
+        self.stale.expect(self.clients.rows_of(available))
+        return super().select(server_round, available)
 
     def inverse_probability(self, client: int) -> float:
         """Return 1 / p of the client in this round, known or estimated from earlier rounds."""

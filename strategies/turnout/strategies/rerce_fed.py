@@ -57,6 +57,8 @@ class RerceFed(ScheduledADMM):
         """Schedule the cohort; the continual variant starts with one upload from everyone."""
         everyone = self.continual and server_round == 1
         nodes = self.schedule(server_round, available, everyone=everyone)
+        if self.continual:
+            self.slots.expect(self.clients.rows_of(nodes))
         return self.instructions(nodes, "admm", {keys.CONTINUAL: self.continual})
 
     def broadcast(self) -> Any:
