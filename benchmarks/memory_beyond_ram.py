@@ -56,7 +56,9 @@ class Run:
             self._one(cohort(self.round))
             seconds.append(time.perf_counter() - began)
             if self.round % 20 == 0:
-                print(f"round {self.round}: {seconds[-1]:.2f} s, resident {resident() / 1e6:.0f} MB", flush=True)
+                print(
+                    f"round {self.round}: {seconds[-1]:.2f} s, resident {resident() / 1e6:.0f} MB", flush=True
+                )
         return seconds
 
     def _one(self, cohort: list[int]) -> None:
@@ -141,7 +143,9 @@ def beyond_ram(folder: Path, clients: int, parameters: int, rounds: int) -> dict
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--parameters", type=int, default=655_360)
     parser.add_argument("--rounds", type=int, default=60)

@@ -120,7 +120,9 @@ def measure(name: str, clients: int, rounds: int, *, profile: bool) -> dict[str,
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--clients", default="100,10000,100000")
     parser.add_argument("--only", default=",".join(STRATEGIES))
@@ -135,7 +137,11 @@ def main() -> None:
         last = results[sizes[-1]]
         columns = "".join(f"{results[size]['ms']:14.1f}" for size in sizes)
         print(f"{name:16}{columns}{last['first_ms']:8.0f}{last['checkpoint_kb']:8.0f} kB", flush=True)
-    print(json.dumps({"benchmark": "round_cost", "cohort": COHORT, "rounds": options.rounds, "figures": figures}))
+    print(
+        json.dumps(
+            {"benchmark": "round_cost", "cohort": COHORT, "rounds": options.rounds, "figures": figures}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class RowFile:
         self.path = path
         self.format: RowFormat | None = None
         self._handle = handle
+        weakref.finalize(self, os.close, handle)
         self._slots = Column(np.int64, _NOWHERE)
         self._count = 0
         self._end = 0  # Slots the file has.
@@ -108,9 +110,6 @@ class RowFile:
             others[used] = False
             file._retired.append((rows.epoch - 1, np.flatnonzero(others).tolist()))
         return file
-
-    def __del__(self) -> None:
-        os.close(self._handle)
 
     def __len__(self) -> int:
         """Return the number of rows."""
