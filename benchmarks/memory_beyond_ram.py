@@ -82,10 +82,9 @@ class Run:
         self.checkpoint_bytes = path.stat().st_size
         self.kept.append((path, list(row_references(tree))))
         if len(self.kept) > 2:
-            old, references = self.kept.pop(0)
-            old.unlink()
-            for rows in references:
-                rows.release()
+            self.kept.pop(0)[0].unlink()
+            for rows in self.kept[0][1]:
+                rows.forget_older()
 
 
 def resident() -> int:

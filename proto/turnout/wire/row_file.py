@@ -99,7 +99,7 @@ class RowFile:
 
         What the checkpoint does not refer to may be an earlier one's, and is kept until that is released.
         """
-        file = cls(rows.path, os.open(rows.path, os.O_RDWR | os.O_CLOEXEC))
+        file = rows.file = cls(rows.path, os.open(rows.path, os.O_RDWR | os.O_CLOEXEC))
         file.format, file._epoch = rows.format, rows.epoch
         file._slots.load_state_dict(rows.slots)
         used = file._slots.values[file._slots.values != _NOWHERE]
@@ -196,8 +196,8 @@ class RowFile:
         return RowReference(self.path, self._epoch, self.format, self._slots.state_dict(), file=self)
 
     def release(self, epoch: int) -> None:
-        """Use again what only checkpoints up to ``epoch`` refer to: none of them will be resumed from."""
-        while self._retired and self._retired[0][0] <= epoch:
+        """Use again what only checkpoints before ``epoch`` refer to: none of them will be resumed from."""
+        while self._retired and self._retired[0][0] < epoch:
             self._free.extend(self._retired.pop(0)[1])
 
     def sync(self) -> None:
@@ -230,12 +230,12 @@ class RowFile:
             os.posix_fadvise(self._handle, slot * stride, stride, os.POSIX_FADV_DONTNEED)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RowReference:
     """The rows of a `RowFile` as a checkpoint knows them: which slot each key's row is in.
 
     ``owned`` says that who loaded the checkpoint owns the run, and may go on writing to its file. ``file`` is
-    the open one that this came from, None for a reference that was loaded.
+    the open one, None for a reference that was loaded and not reopened.
     """
 
     path: Path
@@ -250,8 +250,8 @@ class RowReference:
         if self.file is not None:
             self.file.sync()
 
-    def release(self) -> None:
-        """Say that this checkpoint, and those before it, will not be resumed from any more."""
+    def forget_older(self) -> None:
+        """Say that no checkpoint before this one will be resumed from; its rows may be written over."""
         if self.file is not None:
             self.file.release(self.epoch)
 

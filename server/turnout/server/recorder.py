@@ -156,6 +156,7 @@ class RunRecorder(Callback):
         recorder._checkpoints = [
             row.round for row in store.rounds(run.id) if row.checkpoint and row.round <= round_number
         ]
+        recorder._rows = {round_number: list(row_references(tree))}
         recorder.last_metrics = store.latest_metrics(run.id)
         return recorder, tree
 
@@ -238,9 +239,9 @@ class RunRecorder(Callback):
     def _forget_checkpoints(self, oldest: int) -> None:
         """Delete the checkpoints before ``oldest``; the rows that only they refer to may be written over."""
         self.directory.keep_checkpoints(self._checkpoints)
-        for server_round in [known for known in self._rows if known < oldest]:
-            for rows in self._rows.pop(server_round):
-                rows.release()
+        self._rows = {kept: rows for kept, rows in self._rows.items() if kept >= oldest}
+        for rows in self._rows.get(oldest, ()):
+            rows.forget_older()
 
     def on_finish(self, strategy: StreamingStrategy, result: Result) -> None:
         """Write the final model and the clients' table."""

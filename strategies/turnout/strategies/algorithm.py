@@ -175,7 +175,7 @@ class Algorithm(ABC):
         """Let checkpoints refer to per-client vectors in files in ``directory`` instead of copying them.
 
         Only for who owns the run (named ``run``) and its checkpoints, and says which of them may still be
-        resumed from (`RowReference.release`).
+        resumed from (`RowReference.forget_older`).
         """
         for name in self.state_names:
             part = getattr(self, name)

@@ -42,12 +42,14 @@ def plot_participation(history: RunHistory, stem: Path, *, title: str = "Who too
         axes.set_title(title)
         axes.set_xlabel("round")
         axes.locator_params(axis="x", integer=True)
-        axes.set_ylabel(f"clients, most present first (N = {len(rates)})")
+        together = block_size(len(rates))
+        cells = f", {together} to a cell, the fullest is darkest" if together > 1 else ""
+        axes.set_ylabel(f"clients, most present first (N = {len(rates)}{cells})")
         axes.grid(visible=False)
         subtitle(axes, _sentence(rates, history))
         steps(bars, rates, orientation="horizontal", color=palette()["outcomes"]["ok"])
         bars.set_xlim(0, max(float(rates.max(initial=0.0)) * 1.05, 0.05))
-        bars.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        bars.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
         bars.set_xlabel("share of rounds")
         bars.grid(visible=False, axis="y")
         bars.tick_params(left=False)
@@ -145,6 +147,4 @@ def _sentence(rates: Any, history: RunHistory) -> str:
         f"{history.participants.mean():.1f} clients a round on average; a client took part in "
         f"{100 * rates.min():.0f} to {100 * rates.max():.0f} % of the rounds"
     )
-    text += f"; {never} never did" if never else ""
-    together = block_size(len(rates))
-    return text + (f"\n{together} clients share a cell, the fullest is darkest" if together > 1 else "")
+    return text + (f"; {never} never did" if never else "")
