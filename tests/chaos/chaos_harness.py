@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from turnout.server.ledger import check_ledger
 from turnout.server.ledger_replay import Replay
 from turnout.server.recorder import model_sha256
 from turnout.server.run_directory import RunDirectory
 from turnout.server.store import RunStore
-from turnout.simulation import LocalGrid
+from turnout.simulation import LocalGrid, Sampled
 from turnout.strategies import Scaffold
-from turnout.wire import as_array
+from turnout.wire import as_array, view
 
 HERE = Path(__file__).parent
 NODE = HERE.parent / "fleet" / "scaffold_node.py"
@@ -84,6 +85,23 @@ def undisturbed(clients: int = CLIENTS) -> LocalGrid:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return LocalGrid(module.app(0.0), clients)
+
+
+def few_of_many(clients: int) -> LocalGrid:
+    """Return stateless clients in this process, of which four take part in a round."""
+    made = ClientApp()
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        x = view(message.content["arrays"]["w"])
+        noise = np.random.default_rng([client, int(message.content["config"]["server-round"])])
+        y = x + noise.standard_normal(x.shape).astype(x.dtype)
+        metrics = MetricRecord({"num-examples": client + 1, "client-id": client})
+        content = RecordDict({"arrays": ArrayRecord({"w": as_array(y)}), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return LocalGrid(made, clients, participation=Sampled(clients, 4, seed=3))
 
 
 @functools.cache

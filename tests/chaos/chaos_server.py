@@ -26,7 +26,7 @@ from turnout.server.fleet import CommitCallback, FleetGrid, FleetOptions, FleetS
 from turnout.server.fleet.roster import Roster
 from turnout.server.recorder import RunDescription, RunRecorder
 from turnout.server.store import RunStore
-from turnout.strategies import Callback, RoundReport, Scaffold
+from turnout.strategies import Callback, FedVARP, RoundReport, Scaffold
 from turnout.wire import as_array
 
 NEVER = 1 << 60
@@ -141,15 +141,17 @@ def create(config: dict[str, Any], faults: Faults) -> None:
 
 
 def local(config: dict[str, Any], faults: Faults) -> None:
-    """Run rounds on clients in this process: the commit path alone."""
-    from chaos_harness import undisturbed, zeros
+    """Run rounds on clients in this process: the commit path alone, with ``memory`` that of per-client rows."""
+    from chaos_harness import few_of_many, undisturbed, zeros
 
+    clients = int(config["clients"])
     with RunStore(config["store"]) as store:
         recorder, checkpoint = open_run(store, config)
         with recorder:
-            strategy = Scaffold(num_clients=int(config["clients"]))
+            memory = config.get("memory")
+            strategy = FedVARP(memory=memory) if memory else Scaffold(num_clients=clients)
             strategy.start(
-                undisturbed(int(config["clients"])),
+                few_of_many(clients) if memory else undisturbed(clients),
                 zeros(int(config["size"])),
                 num_rounds=int(config["rounds"]),
                 resume_from=checkpoint,

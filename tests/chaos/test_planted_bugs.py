@@ -44,8 +44,8 @@ BUGS = (
     Bug(
         "a round is committed before its checkpoint is written",
         "server/turnout/server/recorder.py",
-        'save_checkpoint(path, {**report.checkpoint(), "run": self.run.id})',
-        'import atexit; atexit.register(save_checkpoint, path, {**report.checkpoint(), "run": self.run.id})',
+        "save_checkpoint(path, tree)",
+        "import atexit; atexit.register(save_checkpoint, path, tree)",
         "tests/chaos/test_commit_order.py::test_a_round_is_committed_after_its_checkpoint_is_synced",
     ),
     Bug(

@@ -280,11 +280,50 @@ def test_a_variants_error_is_placed_where_it_was_written(file: Path) -> None:
 def test_strategies_that_need_participation_get_the_known_one(file: Path) -> None:
     experiment = load_experiment(file, ["participation.model=cyclic", "participation.cycle=10"])
     unbiased = build(experiment.variant("unbiased-fedavg"))
-    assert unbiased.strategy.participation == dict(enumerate(unbiased.participation.rates))  # type: ignore[attr-defined]
+    assert unbiased.strategy.participation.tolist() == unbiased.participation.rates.tolist()  # type: ignore[attr-defined]
     estimated = build(experiment)
     assert estimated.strategy.participation == "estimate"  # type: ignore[attr-defined]
     known = build(load_experiment(file, ["strategy.participation=known"]))
-    assert known.strategy.participation == dict.fromkeys(range(6), 0.5)  # type: ignore[attr-defined]
+    assert known.strategy.participation.tolist() == [0.5] * 6  # type: ignore[attr-defined]
+    never = ["strategy.participation=known", "participation.probabilities=[0.5, 0.0, 1.0, 1.0, 1.0, 1.0]"]
+    some = build(load_experiment(file, [*never, "participation.allow_zero=true"]))
+    assert some.strategy.participation == {0: 0.5, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0}  # type: ignore[attr-defined]
+
+
+SAMPLED = 'model = "sampled"\nclients_per_round = '
+
+
+def test_a_cohort_of_fixed_size_is_drawn_each_round(tmp_path: Path) -> None:
+    path = tmp_path / "sampled.toml"
+    path.write_text(BASE.replace('model = "bernoulli"\nprobabilities = 0.5', SAMPLED + "2"))
+    experiment = load_experiment(path, ["strategy.participation=known"])
+    federation = build(experiment)
+    assert [len(federation.participation.present(number)) for number in (1, 2, 3)] == [2, 2, 2]
+    assert federation.strategy.participation.tolist() == [2 / 6] * 6  # type: ignore[attr-defined]
+    assert experiment.resolved()["participation"] == {"model": "sampled", "clients_per_round": 2}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("7", r"sampled\.toml:13: \[participation\] clients_per_round=7, but there are num_clients=6"),
+        ("0", r"sampled\.toml:13: \[participation\] clients_per_round must be .* at least 1, got 0"),
+        ("2.5", r"sampled\.toml:13: participation\.clients_per_round = 2\.5"),
+        ("2\nprobabilities = 0.5", r"sampled\.toml:14: unknown key in \[participation\] 'probabilities'"),
+    ],
+)
+def test_a_cohort_that_cannot_be(tmp_path: Path, written: str, message: str) -> None:
+    path = tmp_path / "sampled.toml"
+    path.write_text(BASE.replace('model = "bernoulli"\nprobabilities = 0.5', SAMPLED + written))
+    with pytest.raises(ConfigError, match=message):
+        build(load_experiment(path))
+
+
+def test_the_size_of_a_cohort_must_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "sampled.toml"
+    path.write_text(BASE.replace('model = "bernoulli"\nprobabilities = 0.5', 'model = "sampled"'))
+    with pytest.raises(ConfigError, match=r"participation\.clients_per_round is missing"):
+        build(load_experiment(path))
 
 
 def test_one_seed_seeds_everything_unless_told_otherwise(file: Path) -> None:

@@ -18,6 +18,9 @@ class CountingStrategy:
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
 
+    def keep_rows(self, directory: Path, run: str) -> None:
+        """It keeps nothing per client."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.state
 

@@ -18,7 +18,8 @@ from turnout.server.plots import (
     plot_weights,
 )
 from turnout.server.plots.curves import broken_series
-from turnout.server.plots.participation import cell_colours
+from turnout.server.plots.participation import cell_colours, cell_shares
+from turnout.server.plots.pooling import MOST_CELLS, pooled
 from turnout.server.plots.style import palette, series_style
 
 _ROUNDS, _CLIENTS = 12, 5
@@ -127,19 +128,60 @@ def test_large_client_ids_have_rows_of_their_own() -> None:
     )  # fmt: skip
     assert odd.clients().tolist() == sorted(ids.tolist())
     assert odd.weight_shares().tolist() == [2 / 6, 3 / 6, 1 / 6]
-    assert odd.outcome_matrix()[0].tolist() == [[1], [1], [1]]
+    assert cell_shares(odd, np.arange(3))[OUTCOMES.index("ok")].tolist() == [[1], [1], [1]]
+
+
+def invitations(num_clients: int, rounds: int, *entries: tuple[int, int, str]) -> RunHistory:
+    """A run of (client, round, outcome)."""
+    clients, numbers, outcomes = zip(*entries, strict=True)
+    return RunHistory(
+        label="x", num_clients=num_clients, rounds=np.arange(1, rounds + 1),
+        participants=np.bincount(numbers, minlength=rounds + 1)[1:], evaluate={},
+        client_round=np.array(numbers), client=np.array(clients, np.uint64),
+        outcome=np.array([OUTCOMES.index(o) for o in outcomes], np.int8), weight=np.ones(len(clients)),
+    )  # fmt: skip
 
 
 def test_more_cells_than_pixels_share_colours() -> None:
-    outcomes = np.zeros((3, 1700), dtype=np.int8)
-    outcomes[0, 0] = OUTCOMES.index("ok")
-    outcomes[1] = OUTCOMES.index("ok")
-    outcomes[2, 1699] = OUTCOMES.index("failed")
-    image = cell_colours(outcomes)
-    assert image.shape == (3, 567, 3)
+    always = [(1, number, "ok") for number in range(1, 1701)]
+    run = invitations(3, 1700, (0, 1, "ok"), *always, (2, 1700, "failed"))
+    shares = cell_shares(run, np.array([0, 1, 2]))
+    assert shares.shape == (len(OUTCOMES), 3, 567)
+    ok = shares[OUTCOMES.index("ok")]
+    assert (ok[0, 0], ok[0, 1], ok[1, 0], ok[1, 566]) == (1 / 3, 0, 1, 1)
+    image = cell_colours(shares)
     assert not np.allclose(image[0, 0], image[1, 0])  # A third of the rounds is paler than all of them.
     assert not np.allclose(image[0, 0], image[0, 1])
-    assert np.allclose(image[2, -1], cell_colours(np.array([[2]], dtype=np.int8))[0, 0])
+    assert np.allclose(image[2, -1], cell_colours(np.eye(5)[2].reshape(5, 1, 1))[0, 0])
+
+
+def test_rows_follow_the_order_given() -> None:
+    run = invitations(3, 1, (2, 1, "ok"))
+    assert cell_shares(run, np.array([2, 0, 1]))[OUTCOMES.index("ok")].tolist() == [[1], [0], [0]]
+
+
+def test_a_hundred_thousand_clients_are_drawn_as_eight_hundred(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    entries = [(int(c), number, "ok") for number in (1, 2, 3) for c in rng.choice(100_000, 50, replace=False)]
+    run = invitations(100_000, 3, *entries)
+    shares = cell_shares(run, np.argsort(-run.presence(), kind="stable"))
+    assert shares.shape == (len(OUTCOMES), MOST_CELLS, 3)
+    assert cell_colours(shares)[0].min() < 0.5  # The few who came are seen.
+    drawn = [
+        *plot_participation(run, tmp_path / "p"),
+        *plot_weights([run], tmp_path / "w"),
+        *plot_partition(np.full((100_000, 2), 0.5), np.arange(100_000), tmp_path / "d"),
+    ]
+    assert max(path.stat().st_size for path in drawn) < 500_000
+
+
+def test_pooling_keeps_the_mean_of_every_value() -> None:
+    values = np.arange(2 * MOST_CELLS + 1.0)
+    means = pooled(values)
+    assert len(means) <= MOST_CELLS
+    assert means[:2].tolist() == [1.0, 4.0]
+    assert pooled(values[:MOST_CELLS]).tolist() == values[:MOST_CELLS].tolist()
+    assert pooled(np.ones((5000, 3))).shape == (715, 3)
 
 
 def test_directions() -> None:

@@ -283,6 +283,9 @@ _ENDLESS = """
     arrays = ArrayRecord({"w": as_array(np.zeros(4, np.float32))})
 
     class State:
+        def keep_rows(self, directory, run):
+            pass
+
         def state_dict(self):
             return {"x": np.full(20_000, float(self.round))}
 

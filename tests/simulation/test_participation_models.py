@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from turnout.simulation import Always, Bernoulli, Cyclic, Markov, ParticipationModel, Trace
+from turnout.simulation import Always, Bernoulli, Cyclic, Markov, ParticipationModel, Sampled, Trace
 from turnout.wire import ConfigError, methods
 
 P = [0.02, 0.1, 0.5, 0.9, 1.0]
@@ -15,9 +16,11 @@ MODELS: dict[str, Callable[[int], ParticipationModel]] = {
     "bernoulli": lambda seed: Bernoulli(P, seed=seed),
     "markov": lambda seed: Markov(P, a_max=0.3, seed=seed),
     "cyclic": lambda seed: Cyclic(P, cycle=50, seed=seed),
+    "sampled": lambda seed: Sampled(5, 2, seed=seed),
     "trace": lambda seed: Trace(np.random.default_rng(seed).random((40, 5)) < 0.5),
 }
-RANDOM = ["bernoulli", "markov", "cyclic"]
+RANDOM = ["bernoulli", "markov", "cyclic", "sampled"]
+PAPERS = dict.fromkeys(["bernoulli", "markov", "cyclic"], "2306.03401") | {"sampled": "1602.05629"}
 
 
 def history(model: ParticipationModel, rounds: int) -> np.ndarray:
@@ -47,13 +50,21 @@ class TestEveryModel:
         error = np.maximum(blocks.std(axis=0, ddof=1) / np.sqrt(40), 1e-4)
         assert np.all(np.abs(blocks.mean(axis=0) - model.rates) < 4 * error + 0.004)
 
+    def test_those_present_are_the_mask_as_a_list(self, name: str) -> None:
+        listed, masked = MODELS[name](4), MODELS[name](4)
+        for server_round in [5, 1, 90, 2, 3]:
+            present = listed.present(server_round)
+            assert present.dtype == np.int64
+            assert np.array_equal(present, np.flatnonzero(masked.mask(server_round)))
+
     def test_round_zero_is_refused(self, name: str) -> None:
-        with pytest.raises(ConfigError, match="server_round is 0, but rounds are counted from 1"):
-            MODELS[name](0).mask(0)
+        for ask in (MODELS[name](0).mask, MODELS[name](0).present):
+            with pytest.raises(ConfigError, match="server_round is 0, but rounds are counted from 1"):
+                ask(0)
 
     def test_is_registered(self, name: str) -> None:
         entry = next(entry for entry in methods("participation") if entry.slug == name)
-        assert entry.paper == ("2306.03401" if name in RANDOM else None)
+        assert entry.paper == PAPERS.get(name)
         assert isinstance(MODELS[name](0), entry.target)
 
 
@@ -114,6 +125,31 @@ def test_markov_far_round_asked_first_equals_step_by_step() -> None:
     assert np.array_equal(jumped.mask(500), stepped.mask(500))
 
 
+def test_sampled_is_a_cohort_of_fixed_size_with_every_client_as_likely() -> None:
+    model = Sampled(40, 8, seed=6)
+    masks = history(model, 3000)
+    assert (masks.sum(axis=1) == 8).all()
+    assert np.array_equal(model.rates, np.full(40, 0.2))
+    assert np.abs(masks.mean(axis=0) - 0.2).max() < 4.5 * np.sqrt(0.16 / 3000)
+    # Without replacement: two clients are together in a round slightly less often than if independent.
+    together = (masks[:, 0] & masks[:, 1:].T).mean(axis=1)
+    assert together.mean() == pytest.approx(8 * 7 / (40 * 39), abs=0.003)
+    assert Sampled(3, 3).mask(1).all()
+
+
+def test_sampled_costs_its_cohort_not_all_clients() -> None:
+    tracemalloc.start()
+    try:
+        model = Sampled(100_000_000, 100, seed=1)
+        cohorts = {tuple(model.present(server_round).tolist()) for server_round in range(1, 20)}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert {len(set(cohort)) for cohort in cohorts} == {100}
+    assert len(cohorts) == 19
+    assert peak < 1_000_000
+
+
 @pytest.mark.parametrize("p", [0.004, 0.1, 0.335, 0.5, 0.99, 1.0])
 def test_cyclic_is_on_for_exactly_its_rounds_in_every_cycle(p: float) -> None:
     model = Cyclic([p] * 300, cycle=100, seed=1)
@@ -152,6 +188,11 @@ def test_zero_must_be_meant(model: type[Bernoulli] | type[Markov] | type[Cyclic]
         (lambda: Markov([0.5], a_max=0), r"a_max.* got 0"),
         (lambda: Markov([0.5], a_max=1.5), r"a_max.* got 1\.5"),
         (lambda: Markov([0.5], a_max=float("nan")), r"a_max.* got nan"),
+        (lambda: Sampled(5, 6), r"clients_per_round=6, but there are num_clients=5 clients; lower it"),
+        (lambda: Sampled(5, 0), r"clients_per_round must be an integer of at least 1, got 0"),
+        (lambda: Sampled(5, True), r"clients_per_round .* got True"),
+        (lambda: Sampled(0, 1), r"num_clients .* got 0"),
+        (lambda: Sampled(5, 1, seed=-1), r"seed .* got -1"),
         (lambda: Cyclic([0.5], cycle=1), r"cycle.* at least 2 .* got 1"),
         (lambda: Cyclic([0.5], cycle=2.5), r"cycle.* got 2\.5"),  # type: ignore[arg-type]
     ],

@@ -1,8 +1,9 @@
 """Checkpoints: a nested state tree as one safetensors file, written whole or not at all.
 
 The file is the safetensors format (any safetensors reader opens the arrays). It is written array by array, so
-that a state larger than memory (a memory-mapped per-client store) can be saved; a SHA-256 over the whole file
-is checked when reading, so that a flipped bit is refused and not trained on.
+that a state larger than memory can be saved; a SHA-256 over the whole file is checked when reading, so that a
+flipped bit is refused and not trained on. Rows that live in a file of their own (`RowFile`) are referred to,
+made durable before the checkpoint is, and checked with it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from turnout.wire.arrays import NDArray
+from turnout.wire.durable import sync_directory, unwritten
 from turnout.wire.errors import CheckpointError
+from turnout.wire.row_file import RowReference
 
 _FORMAT: Final = "turnout-checkpoint-1"
 _MAX_HEADER_BYTES: Final = 64 << 20
@@ -37,14 +39,16 @@ _BLOCK: Final = 16 << 20
 
 
 def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
-    """Write ``tree`` (nested mappings of ndarrays, numbers, strings, booleans, None and lists) to ``path``.
+    """Write ``tree`` (nested mappings and lists of ndarrays, plain values, None and rows) to ``path``.
 
     The file appears complete and synced to disk, or the one that was there stays. Raises `CheckpointError`
     for a leaf that cannot be stored, naming it, and OSError when the disk refuses, naming file and size.
     """
     path = Path(path)
     arrays: dict[str, NDArray] = {}
-    structure = json.dumps(_describe(tree, "", arrays), sort_keys=True)
+    structure = json.dumps(_describe(tree, "", arrays, path.parent), sort_keys=True)
+    for rows in row_references(tree):
+        rows.sync()
     # Larger elements first, so that every array lies aligned in the file.
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
     header: dict[str, Any] = {}
@@ -86,9 +90,10 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
         raise
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, *, owned: bool = False) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote; large arrays come back as copy-on-write memory maps.
 
+    ``owned``: the caller owns the run that wrote it and goes on writing to the files of its rows.
     Raises `CheckpointError` when the file is missing, is no checkpoint, or does not match its checksum.
     """
     path = Path(path)
@@ -111,45 +116,42 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             arrays[name], end = _array(path, body, entry, end)
         if end != len(body):
             raise CheckpointError(f"checkpoint {path}: {len(body) - end} bytes belong to no array.")
-        tree: dict[str, Any] = _rebuild(json.loads(metadata["tree"]), arrays)
+        tree: dict[str, Any] = _rebuild(json.loads(metadata["tree"]), arrays, path.parent, owned)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: {error.strerror or error}.") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: not a readable checkpoint ({error!r}).") from error
+    for rows in row_references(tree):
+        rows.verify()
     return tree
 
 
-def sync_directory(directory: Path) -> None:
-    """Make a rename inside ``directory`` durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def row_references(tree: Any) -> Iterator[RowReference]:
+    """Yield the references to rows in a checkpoint's tree."""
+    if isinstance(tree, RowReference):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from row_references(value)
 
 
-def unwritten(error: OSError, path: Path, size: int) -> OSError:
-    """Return ``error`` with the file and the ``size`` in bytes that could not be made durable."""
-    free = shutil.disk_usage(path.parent).free
-    reason = f"{error.strerror} ({size} bytes were to be written, {free} are free)"
-    return OSError(error.errno, reason, str(path))
-
-
-def _describe(node: Any, name: str, arrays: dict[str, NDArray]) -> Any:
+def _describe(node: Any, name: str, arrays: dict[str, NDArray], parent: Path) -> Any:
     """Return the JSON description of ``node``; arrays are collected under their path."""
     if isinstance(node, Mapping):
         if any(not isinstance(key, str) for key in node):
             raise CheckpointError(f"checkpoint entry {name or '/'!r}: keys must be text.")
         # Escaped as in JSON pointers: {"a": {"b": x}, "a/b": y} must be two arrays.
         paths = {key: f"{name}/{key.replace('~', '~0').replace('/', '~1')}" for key in node}
-        return {"map": {key: _describe(value, paths[key], arrays) for key, value in node.items()}}
+        return {"map": {key: _describe(value, paths[key], arrays, parent) for key, value in node.items()}}
+    if isinstance(node, RowReference):
+        return {"rows": _describe(node.document(parent), name, arrays, parent)}
     if isinstance(node, np.ndarray):
         if node.dtype not in _NAMES:
             raise CheckpointError(f"checkpoint entry {name!r}: dtype {node.dtype} cannot be stored.")
-        arrays[name] = node if node.flags.c_contiguous else np.ascontiguousarray(node)
+        arrays[name] = node if _in_blocks(node) else np.ascontiguousarray(node)
         return {"array": name}
     if isinstance(node, (list, tuple)):
-        return {"list": [_describe(value, f"{name}/{i}", arrays) for i, value in enumerate(node)]}
+        return {"list": [_describe(value, f"{name}/{i}", arrays, parent) for i, value in enumerate(node)]}
     if isinstance(node, np.generic):
         node = node.item()
     if node is None or isinstance(node, (bool, int, float, str)):
@@ -157,11 +159,13 @@ def _describe(node: Any, name: str, arrays: dict[str, NDArray]) -> Any:
     raise CheckpointError(f"checkpoint entry {name!r}: {type(node).__name__} cannot be stored.")
 
 
-def _rebuild(node: dict[str, Any], arrays: Mapping[str, NDArray]) -> Any:
+def _rebuild(node: dict[str, Any], arrays: Mapping[str, NDArray], parent: Path, owned: bool) -> Any:
     if "map" in node:
-        return {key: _rebuild(value, arrays) for key, value in node["map"].items()}
+        return {key: _rebuild(value, arrays, parent, owned) for key, value in node["map"].items()}
     if "list" in node:
-        return [_rebuild(value, arrays) for value in node["list"]]
+        return [_rebuild(value, arrays, parent, owned) for value in node["list"]]
+    if "rows" in node:
+        return RowReference.read(_rebuild(node["rows"], arrays, parent, owned), parent, owned=owned)
     return arrays[node["array"]] if "array" in node else node["value"]
 
 
@@ -193,11 +197,22 @@ def _array(path: Path, body: NDArray, entry: Mapping[str, Any], expected: int) -
     return np.ndarray(shape, dtype, buffer=body.data, offset=begin), end
 
 
-def _blocks(array: NDArray) -> list[memoryview]:
+def _in_blocks(array: NDArray) -> bool:
+    """Return whether `_blocks` can go through ``array`` without a copy of the whole."""
+    return array.flags.c_contiguous or (array.ndim == 2 and array[:1].flags.c_contiguous)
+
+
+def _blocks(array: NDArray) -> Iterator[memoryview]:
     if array.size == 0:
-        return []
+        return
+    if not array.flags.c_contiguous:  # Rows that lie apart: as many at a time as fill a block.
+        together = max(1, _BLOCK // array[:1].nbytes)
+        for start in range(0, len(array), together):
+            yield from _blocks(np.ascontiguousarray(array[start : start + together]))
+        return
     raw = array.reshape(-1).view(np.uint8).data
-    return [raw[i : i + _BLOCK] for i in range(0, len(raw), _BLOCK)]
+    for start in range(0, len(raw), _BLOCK):
+        yield raw[start : start + _BLOCK]
 
 
 def _digest(closing: bytes, arrays: Iterable[NDArray]) -> str:

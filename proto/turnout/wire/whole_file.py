@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from turnout.wire.checkpoint import sync_directory
+from turnout.wire.durable import sync_directory
 
 
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:

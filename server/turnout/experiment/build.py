@@ -129,8 +129,10 @@ def _build_strategy(
 ) -> StreamingStrategy:
     options = _spoken(experiment.strategy.options)
     if options.get("participation") == KNOWN:
+        rates = participation.rates
         # Clients that never come need no weight, and 1 / 0 is none.
-        options["participation"] = {i: float(p) for i, p in enumerate(participation.rates) if p > 0}
+        missing = not rates.all()
+        options["participation"] = {i: float(p) for i, p in enumerate(rates) if p > 0} if missing else rates
     options.setdefault("seed", experiment.run.seed)
     strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
     cohort = getattr(strategy, "clients_per_round", None)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from turnout.server.errors import StoreError
 from turnout.server.schema import SCHEMA_REVISION
-from turnout.wire.checkpoint import sync_directory
+from turnout.wire.durable import sync_directory
 
 STORE_FILE: Final = "turnout.sqlite"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

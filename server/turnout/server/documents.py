@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from turnout.wire.checkpoint import unwritten
+from turnout.wire.durable import unwritten
 from turnout.wire.whole_file import replace_file
 
 

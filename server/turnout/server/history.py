@@ -68,14 +68,6 @@ class RunHistory:
             return seen
         return np.arange(self.num_clients, dtype=np.uint64)
 
-    def outcome_matrix(self) -> tuple[NDArray, NDArray]:
-        """Return outcome codes of shape (clients, rounds) and the clients' ids."""
-        clients = self.clients()
-        last = int(self.rounds[-1]) if self.rounds.size else 0
-        matrix = np.zeros((len(clients), last), dtype=np.int8)
-        matrix[np.searchsorted(clients, self.client), self.client_round - 1] = self.outcome
-        return matrix, clients
-
     def presence(self) -> NDArray:
         """Return for every client the share of rounds in which it took part."""
         return self._sum_by_client(np.ones(len(self.client))) / max(len(self.rounds), 1)

@@ -35,6 +35,8 @@ from turnout.server.schema import RoundRow, RunRow
 from turnout.server.store import MetricKind, RunStore
 from turnout.strategies import Callback, ClientReport, RoundReport, StreamingStrategy
 from turnout.wire import CheckpointError, ParameterLayout, load_checkpoint, save_checkpoint, view
+from turnout.wire.checkpoint import row_references
+from turnout.wire.row_file import RowReference
 
 KEPT_CHECKPOINTS: Final = 2
 _REASON_CHARACTERS: Final = 8_000  # A traceback, not a log.
@@ -84,6 +86,7 @@ class RunRecorder(Callback):
         self.last_checkpoint: WrittenCheckpoint | None = None
         self._fleet = FleetChanges()
         self._checkpoints: list[int] = []
+        self._rows: dict[int, list[RowReference]] = {}
         self._started = time.monotonic()
         self._seconds_before = run.seconds
 
@@ -153,6 +156,7 @@ class RunRecorder(Callback):
         recorder._checkpoints = [
             row.round for row in store.rounds(run.id) if row.checkpoint and row.round <= round_number
         ]
+        recorder._rows = {round_number: list(row_references(tree))}
         recorder.last_metrics = store.latest_metrics(run.id)
         return recorder, tree
 
@@ -206,7 +210,10 @@ class RunRecorder(Callback):
         if due or report.server_round >= self.run.num_rounds:
             path = self.directory.checkpoint(report.server_round)
             began = time.perf_counter()
-            save_checkpoint(path, {**report.checkpoint(), "run": self.run.id})
+            report.strategy.keep_rows(path.parent, self.run.id)
+            tree = {**report.checkpoint(), "run": self.run.id}
+            save_checkpoint(path, tree)
+            self._rows[report.server_round] = list(row_references(tree))
             seconds = time.perf_counter() - began
             self.last_checkpoint = WrittenCheckpoint(report.server_round, seconds, path.stat().st_size)
             row.checkpoint, row.checkpoint_seconds = path.name, seconds
@@ -227,7 +234,14 @@ class RunRecorder(Callback):
         self.last_metrics.update(report.evaluate_metrics)
         self.directory.append_metrics(line)
         if oldest is not None:
-            self.directory.keep_checkpoints(self._checkpoints)
+            self._forget_checkpoints(oldest)
+
+    def _forget_checkpoints(self, oldest: int) -> None:
+        """Delete the checkpoints before ``oldest``; the rows that only they refer to may be written over."""
+        self.directory.keep_checkpoints(self._checkpoints)
+        self._rows = {kept: rows for kept, rows in self._rows.items() if kept >= oldest}
+        for rows in self._rows.get(oldest, ()):
+            rows.forget_older()
 
     def on_finish(self, strategy: StreamingStrategy, result: Result) -> None:
         """Write the final model and the clients' table."""
@@ -272,7 +286,7 @@ def _newest_checkpoint(
 
 def _checkpoint_of(run: RunRow, round_number: int, path: Path) -> dict[str, Any]:
     """Load a checkpoint. Raises `CheckpointError` for a damaged one, and for another run's or round's."""
-    tree = load_checkpoint(path)
+    tree = load_checkpoint(path, owned=True)
     if (tree.get("run"), tree.get("round")) != (run.id, round_number):
         raise CheckpointError(
             f"checkpoint {path}: it is of run {tree.get('run')!r} after round {tree.get('round')!r}, "

@@ -16,7 +16,7 @@ import tomli_w
 
 from turnout.server.documents import json_document, json_line, write_atomically
 from turnout.server.errors import RunDirectoryError
-from turnout.wire.checkpoint import sync_directory, unwritten
+from turnout.wire.durable import sync_directory, unwritten
 
 try:
     import fcntl

@@ -9,6 +9,7 @@ from turnout.simulation.grid import LocalGrid, Tally
 from turnout.simulation.markov import Markov
 from turnout.simulation.participation import Always, Mask, ParticipationModel
 from turnout.simulation.probabilities import Probabilities, constant, given, label_correlated, two_group
+from turnout.simulation.sampled import Sampled
 from turnout.simulation.trace import Trace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Mask",
     "ParticipationModel",
     "Probabilities",
+    "Sampled",
     "Tally",
     "Trace",
     "constant",

@@ -13,6 +13,7 @@ from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 Mask = npt.NDArray[np.bool_]
+Clients = npt.NDArray[np.int64]
 
 # Spawn keys of SeedSequence: they keep these draws apart from everything else seeded by the same number.
 START_STREAM: Final = 0x7475726E
@@ -49,15 +50,24 @@ class ParticipationModel(ABC):
 
         Raises `ConfigError` for a round below 1.
         """
-        if server_round < 1:
-            raise ConfigError(f"server_round is {server_round}, but rounds are counted from 1.")
-        mask = self._mask(int(server_round))
+        mask = self._mask(_valid(server_round))
         mask.flags.writeable = False
         return mask
+
+    def present(self, server_round: int) -> Clients:
+        """Return the clients that take part in ``server_round``, ascending: the mask, written as a list.
+
+        Raises `ConfigError` for a round below 1.
+        """
+        return self._present(_valid(server_round))
 
     @abstractmethod
     def _mask(self, server_round: int) -> Mask:
         """Return the mask of a valid round; a pure function of it."""
+
+    def _present(self, server_round: int) -> Clients:
+        """Return the clients of a valid round; a model that need not look at all others says so here."""
+        return np.flatnonzero(self._mask(server_round))
 
 
 @register("always", kind="participation")
@@ -69,6 +79,12 @@ class Always(ParticipationModel):
 
     def _mask(self, server_round: int) -> Mask:
         return np.ones(self.num_clients, dtype=np.bool_)
+
+
+def _valid(server_round: int) -> int:
+    if server_round < 1:
+        raise ConfigError(f"server_round is {server_round}, but rounds are counted from 1.")
+    return int(server_round)
 
 
 def draws(seed: int, stream: int, server_round: int = 0) -> np.random.Generator:

@@ -61,7 +61,7 @@ def given(
 def constant(num_clients: int, p: float) -> Probabilities:
     """Return the same probability ``p`` in (0, 1] for every client."""
     _check_fraction("p", p)
-    return given([p] * check_num_clients(num_clients))
+    return given(np.full(check_num_clients(num_clients), p))
 
 
 def two_group(num_clients: int, p_low: float, p_high: float = 1.0) -> Probabilities:
@@ -73,7 +73,7 @@ def two_group(num_clients: int, p_low: float, p_high: float = 1.0) -> Probabilit
     _check_fraction("p_low", p_low)
     _check_fraction("p_high", p_high)
     rare = check_num_clients(num_clients) // 2
-    return given([p_high] * (num_clients - rare) + [p_low] * rare)
+    return given(np.repeat([p_high, p_low], [num_clients - rare, rare]))
 
 
 def label_correlated(

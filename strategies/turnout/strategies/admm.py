@@ -64,8 +64,8 @@ class ScheduledADMM(StreamingStrategy):
         entries: dict[str, Scalar] = {keys.RHO: self.rho, **config}
         known = Instruction(local_update, entries, reply="model")
         new = Instruction(local_update, entries, {keys.INITIAL: self.initial}, reply="model")
-        seen = self.clients.entries
-        return {n: known if seen[self.clients.row_of_node(n)].last_seen else new for n in nodes}
+        clients = self.clients
+        return {n: known if clients.last_seen(clients.row_of_node(n)) else new for n in nodes}
 
     def diagnostics(self) -> dict[str, float]:
         """RMS change of the consensus model in this round: the primal residual at the server."""

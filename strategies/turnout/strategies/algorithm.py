@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -123,28 +124,29 @@ class Algorithm(ABC):
         self.sum.reset()
         self.reports = []
         self._weights: list[tuple[ClientReport, float]] = []
-        for row in self.clients.register(registered, server_round):
-            self.on_register(row, server_round)
-        if (
-            self.num_clients is not None
-            and server_round == 1
-            and len(self.clients.entries) > self.num_clients
-        ):
+        new = self.clients.register(registered, server_round)
+        if new:
+            self.on_register(new, server_round)
+        known = self.clients.registered
+        if self.num_clients is not None and server_round == 1 and known > self.num_clients:
             raise ConfigError(
-                f"num_clients={self.num_clients}, but {len(self.clients.entries)} clients are registered; "
+                f"num_clients={self.num_clients}, but {known} clients are registered; "
                 "raise it or leave it out."
             )
 
-    def on_register(self, row: int, server_round: int) -> None:
-        """Note a new client before the round in which it first could take part."""
+    def on_register(self, rows: int | range, server_round: int) -> None:
+        """Note new clients (one row, or many) before the round in which they first could take part."""
 
     def accept(self, server_round: int, reply: Reply) -> ClientReport:
         """Fold one reply and keep the books; raise `ReplyRejected` if the algorithm cannot use it."""
         self.check(reply)
-        entry = self.clients.entries[reply.client]
         staleness = self.clients.seen(reply.client, server_round, reply.num_examples)
         report = ClientReport(
-            entry.key, "ok", num_examples=reply.num_examples, staleness=staleness, role=reply.role
+            self.clients.key(reply.client),
+            "ok",
+            num_examples=reply.num_examples,
+            staleness=staleness,
+            role=reply.role,
         )
         started = time.perf_counter()
         self._weights.append((report, self.fold(reply)))
@@ -168,6 +170,17 @@ class Algorithm(ABC):
         return self.x
 
     # --- checkpoints -----------------------------------------------------------------------------------
+
+    def keep_rows(self, directory: Path, run: str) -> None:
+        """Let checkpoints refer to per-client vectors in files in ``directory`` instead of copying them.
+
+        Only for who owns the run (named ``run``) and its checkpoints, and says which of them may still be
+        resumed from (`RowReference.forget_older`).
+        """
+        for name in self.state_names:
+            part = getattr(self, name)
+            if hasattr(part, "keep_in"):
+                part.keep_in(directory, name, run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return model, client register and the algorithm's state as a tree for `save_checkpoint`."""

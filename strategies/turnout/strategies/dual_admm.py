@@ -57,6 +57,7 @@ class DualADMM(ScheduledADMM):
         dual = self.form == "dual"
         nodes = self.schedule(server_round, available, everyone=dual and server_round == 1)
         if dual:
+            self.slots.expect(self.clients.rows_of(nodes))
             return self.instructions(nodes, "dual-admm", {})
         return self.instructions(nodes, "admm", {keys.CONTINUAL: False, keys.EXTRAPOLATE: True})
 
@@ -77,7 +78,7 @@ class DualADMM(ScheduledADMM):
         """Return w_{n+1}; an iteration in which nobody came changes nothing."""
         if not self._came:
             return self.x
-        self.slots.commit(server_round)
+        self.slots.commit()
         total = self.slots.total if self.form == "dual" else self.sum.value()
         xp = array_namespace(self.x)
         return xp.astype(total / self.normaliser(), self.x.dtype)

@@ -75,13 +75,14 @@ class FedAMD(StreamingStrategy):
             return set(available)
         if self.schedule == "sequential":
             return set(available) if server_round % self.period == 0 else set()
-        rows = {node: self.clients.row_of_node(node) for node in available}
-        coins = self.rng(server_round).random(max(rows.values(), default=0) + 1)
-        return {node for node, row in rows.items() if coins[row] < self.anchor_probability}
+        rows = list(self.clients.rows_of(available))
+        coins = self.rng(server_round).random(max(rows, default=0) + 1)
+        return {n for n, row in zip(available, rows, strict=True) if coins[row] < self.anchor_probability}
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Give each participant its role; miners also receive g."""
         anchors = self.anchor_nodes(server_round, available)
+        self.bullseyes.expect(self.clients.rows_of(anchors))
         anchor = Instruction("anchor", reply="gradient")
         miner = anchor
         if len(anchors) < len(available):
@@ -104,7 +105,7 @@ class FedAMD(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the miners' mean update (none: x stays bit for bit) and take over the new gradients."""
-        self.bullseyes.commit(server_round)
+        self.bullseyes.commit()
         return self.step(self.sum.drain(self._miners)) if self._miners else self.x
 
     def diagnostics(self) -> dict[str, float]:

@@ -44,9 +44,9 @@ class FedAU(StreamingStrategy):
         super().begin_round(server_round, registered)
         self._round, self._used = server_round, {}
 
-    def on_register(self, row: int, server_round: int) -> None:
-        """Count the client as absent from now on."""
-        self.estimator.register(row, server_round)
+    def on_register(self, rows: int | range, server_round: int) -> None:
+        """Count the clients as absent from now on."""
+        self.estimator.register(rows, server_round)
 
     def fold(self, reply: Reply) -> float:
         """Add the update, weighted by alpha_i * omega_i."""

@@ -7,7 +7,7 @@ Delta_i`` on S: beta = 0 is unbiased FedAvg, beta = 1 is FedVARP for heterogeneo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from turnout.strategies.participation import (
     check_participation,
     known_probability,
 )
-from turnout.strategies.rounds import Reply
+from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import ConfigError, register
 
@@ -73,9 +73,14 @@ class FedStale(StreamingStrategy):
         self._round, self._came = server_round, set[int]()
         self._largest_weight = 0.0
 
-    def on_register(self, row: int, server_round: int) -> None:
-        """Count the client as absent from now on."""
-        self.estimator.register(row, server_round)
+    def on_register(self, rows: int | range, server_round: int) -> None:
+        """Count the clients as absent from now on."""
+        self.estimator.register(rows, server_round)
+
+    def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
+        """Ask everyone available; their stored updates will be needed."""
+        self.stale.expect(self.clients.rows_of(available))
+        return super().select(server_round, available)
 
     def inverse_probability(self, client: int) -> float:
         """Return 1 / p of the client in this round, known or estimated from earlier rounds."""
@@ -83,7 +88,7 @@ class FedStale(StreamingStrategy):
             inverse = self.estimator.weight(client, self._round)
         else:
             assert self.participation is not None
-            inverse = 1.0 / known_probability(self.participation, self.clients.entries[client].key)
+            inverse = 1.0 / known_probability(self.participation, self.clients.key(client))
         return inverse if self.max_weight is None else min(inverse, self.max_weight)
 
     def check(self, reply: Reply) -> None:
@@ -107,7 +112,7 @@ class FedStale(StreamingStrategy):
         """Step along the fresh part plus beta times the mean memory of all clients before this round."""
         skip = not self._came and self.empty_round == "skip"
         direction = (self.sum.value() + self.beta * self.stale.total) / self.normaliser()
-        self.stale.commit(server_round)
+        self.stale.commit()
         self.estimator.observe(server_round, self._came)
         return self.x if skip else self.step(direction)
 

@@ -7,7 +7,7 @@ probabilities given, the heterogeneous rule ``x + eta * [sum_j alpha_j y_j + sum
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from turnout.strategies.checks import unused
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
 from turnout.strategies.participation import Participation, check_participation, known_probability
-from turnout.strategies.rounds import Reply
+from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import register
 
@@ -55,11 +55,16 @@ class FedVARP(StreamingStrategy):
         self.stale.begin_round()
         self._came = 0
 
+    def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
+        """Ask everyone available; their stored updates will be needed."""
+        self.stale.expect(self.clients.rows_of(available))
+        return super().select(server_round, available)
+
     def weight(self, reply: Reply) -> float:
         """Return the factor on ``Delta_i - y_i`` before normalisation: 1, or alpha_i / p_i."""
         if self.participation is None or isinstance(self.participation, str):
             return 1.0
-        client = self.clients.entries[reply.client].key
+        client = self.clients.key(reply.client)
         return self.alpha(reply) / known_probability(self.participation, client)
 
     def check(self, reply: Reply) -> None:
@@ -86,5 +91,5 @@ class FedVARP(StreamingStrategy):
         if self.participation is None and not self._came:
             return self.x
         direction = self.stale.total / super().normaliser() + self.sum.value() / self.normaliser()
-        self.stale.commit(server_round)
+        self.stale.commit()
         return self.step(direction)

@@ -5,13 +5,13 @@ Unlike FedVARP the memory is refreshed first: ``y_i <- Delta_i`` on S, then ``x 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnout.strategies.memory import open_memory
 from turnout.strategies.memory_mean import MemoryMean
-from turnout.strategies.rounds import Reply
+from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import register
 
@@ -41,6 +41,11 @@ class MIFA(StreamingStrategy):
         super().begin_round(server_round, registered)
         self.latest.begin_round()
 
+    def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
+        """Ask everyone available; their stored updates will be needed."""
+        self.latest.expect(self.clients.rows_of(available))
+        return super().select(server_round, available)
+
     def fold(self, reply: Reply) -> float:
         """Remember the update."""
         weight = self.alpha(reply)
@@ -49,5 +54,5 @@ class MIFA(StreamingStrategy):
 
     def finish(self, server_round: int) -> Any:
         """Step along the mean memory, this round's updates included."""
-        self.latest.commit(server_round)
+        self.latest.commit()
         return self.step(self.latest.total / self.normaliser())

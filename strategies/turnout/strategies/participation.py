@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from turnout.strategies.checks import number, whole_number
+from turnout.wire.columns import Column
 from turnout.wire.errors import ConfigError, ReplyRejected
 
 Participation = Mapping[int, float] | Sequence[float] | float | Literal["estimate"] | None
+
+_UNKNOWN: Final = np.iinfo(np.int64).min
 
 
 class ParticipationEstimator:
@@ -25,20 +28,30 @@ class ParticipationEstimator:
     def __init__(self, cutoff: int | None = None) -> None:
         whole_number("cutoff", cutoff, 1, optional=True)
         self.cutoff = cutoff
-        self._start: dict[int, int] = {}
-        self._closed: dict[int, int] = {}
-        self._count: dict[int, int] = {}
+        # By client; a start of _UNKNOWN is a client that was never registered.
+        self._start = Column(np.int64, _UNKNOWN)
+        self._closed = Column(np.int64)
+        self._count = Column(np.int64)
 
-    def register(self, client: int, server_round: int) -> None:
-        """Count ``client`` as absent from ``server_round`` on until it takes part; known clients are kept."""
-        if client not in self._start:
-            self._start[client] = self._closed[client] = server_round - 1
-            self._count[client] = 0
+    def register(self, clients: int | range, server_round: int) -> None:
+        """Count ``clients`` as absent from ``server_round`` on until they take part; known ones are kept.
+
+        A client is a small non-negative integer, such as its row in the register.
+        """
+        if isinstance(clients, int):
+            if clients < len(self._start) and self._start[clients] != _UNKNOWN:
+                return
+            clients = range(clients, clients + 1)
+        for column in (self._start, self._closed, self._count):
+            column.reach(clients.stop)
+        rows = slice(clients.start, clients.stop)
+        new = self._start.values[rows] == _UNKNOWN
+        self._start.values[rows][new] = self._closed.values[rows][new] = server_round - 1
 
     def weight(self, client: int, server_round: int) -> float:
         """Return omega of ``client`` as used in ``server_round``: it depends on earlier rounds only."""
         closed, count = self._settled(client, server_round - 1)
-        return (closed - self._start[client]) / count if count else 1.0
+        return float((closed - self._start[client]) / count) if count else 1.0
 
     def observe(self, server_round: int, participants: Iterable[int]) -> None:
         """Record who took part in ``server_round``; call it after the round's weights were used."""
@@ -64,16 +77,15 @@ class ParticipationEstimator:
         return server_round - self._settled(client, server_round)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as one integer array (clients, 4): client, start, last close, intervals."""
-        rows = [[c, self._start[c], self._closed[c], self._count[c]] for c in sorted(self._start)]
-        return {"rows": np.array(rows, np.int64).reshape(-1, 4)}
+        """Return the state by client: start, round of the last close, closed intervals."""
+        columns = {"start": self._start, "closed": self._closed, "count": self._count}
+        return {name: column.state_dict() for name, column in columns.items()}
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Replace the state with that of `state_dict`."""
-        rows = tree["rows"].tolist()
-        self._start = {client: start for client, start, _, _ in rows}
-        self._closed = {client: closed for client, _, closed, _ in rows}
-        self._count = {client: count for client, _, _, count in rows}
+        columns = {"start": self._start, "closed": self._closed, "count": self._count}
+        for name, column in columns.items():
+            column.load_state_dict(tree[name])
 
 
 def known_probability(participation: Mapping[int, float] | Sequence[float] | float, client: int) -> float:
@@ -112,8 +124,7 @@ def check_participation(
     elif isinstance(participation, (int, float)):
         _check_probability("participation", participation)
     elif isinstance(participation, (Sequence, np.ndarray)):
-        for i, probability in enumerate(participation):
-            _check_probability(f"participation[{i}]", probability)
+        _check_all(participation)
         if num_clients is not None and len(participation) < num_clients:
             raise ConfigError(
                 f"participation gives {len(participation)} probabilities for num_clients={num_clients}; "
@@ -121,6 +132,15 @@ def check_participation(
             )
     else:
         raise ConfigError(f"participation must be probabilities, got {participation!r}.")
+
+
+def _check_all(probabilities: Sequence[Any]) -> None:
+    """Check many probabilities at once, one by one only where something is wrong or odd."""
+    values = np.asarray(probabilities)
+    if values.ndim == 1 and values.dtype.kind == "f" and bool(((values > 0) & (values <= 1)).all()):
+        return
+    for i, probability in enumerate(probabilities):
+        _check_probability(f"participation[{i}]", probability)
 
 
 def _check_probability(field: str, value: Any) -> None:

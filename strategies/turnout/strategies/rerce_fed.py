@@ -57,6 +57,8 @@ class RerceFed(ScheduledADMM):
         """Schedule the cohort; the continual variant starts with one upload from everyone."""
         everyone = self.continual and server_round == 1
         nodes = self.schedule(server_round, available, everyone=everyone)
+        if self.continual:
+            self.slots.expect(self.clients.rows_of(nodes))
         return self.instructions(nodes, "admm", {keys.CONTINUAL: self.continual})
 
     def broadcast(self) -> Any:
@@ -81,7 +83,7 @@ class RerceFed(ScheduledADMM):
         if not self._came:
             return self.x
         if self.continual:
-            self.slots.commit(server_round)
+            self.slots.commit()
         total = self.slots.total if self.continual else self.sum.value()
         self.previous = self.x
         xp = array_namespace(self.x)

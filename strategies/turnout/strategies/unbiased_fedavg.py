@@ -35,7 +35,7 @@ class UnbiasedFedAvg(StreamingStrategy):
         """Return alpha_i / p_i before normalisation."""
         assert self.participation is not None
         assert not isinstance(self.participation, str)
-        client = self.clients.entries[reply.client].key
+        client = self.clients.key(reply.client)
         return self.alpha(reply) / known_probability(self.participation, client)
 
     def check(self, reply: Reply) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import Gauge, Histogram
 
@@ -126,10 +126,7 @@ class ClientMetrics:
         mean = math.fsum(weights) / len(weights) if weights else 0.0
         for each, histogram in self._histograms:
             _observe(each, histogram, accepted, mean, report.server_round)
-        entries: Any = report.strategy.clients.entries
-        self._stalest.set(
-            max((report.server_round - entry.last_seen for entry in entries.values()), default=0)
-        )
+        self._stalest.set(report.strategy.clients.longest_absence(report.server_round))
         for client in accepted if self._gauges else ():
             values = (
                 client.train_loss,

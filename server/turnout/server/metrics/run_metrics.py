@@ -145,7 +145,7 @@ class MetricsCallback(Callback):
             if written is not None and written.server_round == report.server_round:
                 self._checkpoints.seconds.observe(written.seconds)
                 self._checkpoints.size.set(written.bytes)
-        self._check_size(len(report.strategy.clients.entries))
+        self._check_size(report.strategy.clients.registered)
         self._clients.add(report)
 
     def on_finish(self, strategy: StreamingStrategy, result: Result) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from turnout.server.plots.pooling import pooled, steps
 from turnout.server.plots.style import new_figure, palette, plot_style, save_figure, subtitle
 
 
@@ -35,7 +36,7 @@ def plot_partition(
         axes = panels[0]
         colours = LinearSegmentedColormap.from_list("turnout", palette()["sequential"])
         image = axes.imshow(
-            mix[order], aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1,
+            pooled(mix[order]), aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1,
             extent=(-0.5, mix.shape[1] - 0.5, len(mix) - 0.5, -0.5),
         )  # fmt: skip
         axes.set_title(title)
@@ -57,8 +58,7 @@ def plot_partition(
 
 
 def _bars(panel: Any, values: Any, label: str, colour: str) -> None:
-    edges = np.arange(len(values) + 1) - 0.5
-    panel.stairs(values, edges, orientation="horizontal", fill=True, color=colour)
+    steps(panel, values, orientation="horizontal", color=colour)
     panel.set_xlabel(label)
     panel.set_xlim(0, max(float(values.max(initial=0.0)) * 1.05, 1e-9))
     panel.grid(visible=False, axis="y")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnout.server.history import RunHistory
+from turnout.server.plots.pooling import steps
 from turnout.server.plots.style import new_figure, palette, plot_style, save_figure, series_style, subtitle
 
 
@@ -54,7 +55,7 @@ def _draw_panel(panel: Any, history: RunHistory, order: Any, colour: str) -> Non
     if len(shares) == len(order):
         shares = shares[order]
     fair = 1.0 / max(history.num_clients, 1)
-    panel.stairs(shares, fill=True, color=colour, alpha=0.85)
+    steps(panel, shares, color=colour, alpha=0.85)
     panel.axhline(fair, color=palette()["ink"], lw=1.2, ls=(0, (4, 2)))
     panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     panel.set_xticks([])
