@@ -21,6 +21,7 @@ class LayeredEngine:
     def __init__(self, loss: LossName, layers: list[Layer], model: StackedModel, space: Workspace) -> None:
         self._head = HEADS[loss]
         self._layers = layers
+        self._first = next(i for i, layer in enumerate(layers) if layer.trains)
         self._model = model
         self._space = space
 
@@ -45,8 +46,8 @@ class LayeredEngine:
     def _pass(self, batch: Batch, target: Target) -> Tensor:
         parameters = self._model.views("parameters", len(batch.sizes))
         losses, d = self._head(self._forward(batch, parameters), batch, self._space)
-        for i in range(len(self._layers) - 1, -1, -1):
-            d = self._layers[i].backward(d, parameters, target, first=i == 0)
+        for i in range(len(self._layers) - 1, self._first - 1, -1):
+            d = self._layers[i].backward(d, parameters, target, first=i == self._first)
         return losses
 
     def _forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:

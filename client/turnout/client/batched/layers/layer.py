@@ -36,6 +36,7 @@ class Target:
 class Layer(ABC):
     """One layer of every model. It keeps from `forward` what its `backward` needs, for one batch."""
 
+    trains: bool = False  # Whether it has parameters.
     outputs: int = 0  # Of a linear layer.
 
     @abstractmethod
@@ -46,5 +47,5 @@ class Layer(ABC):
     def backward(self, d: Tensor, parameters: Mapping[str, Tensor], target: Target, *, first: bool) -> Tensor:
         """Put the parameters' gradients into ``target``; return the input's, for ``d`` that of the output.
 
-        ``d`` may be changed. What is returned for the ``first`` layer is not used.
+        ``d`` may be changed. What is returned for the ``first`` layer with parameters is not used.
         """

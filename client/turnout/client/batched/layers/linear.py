@@ -18,6 +18,8 @@ class Linear(Layer):
     examples lie side by side.
     """
 
+    trains = True
+
     def __init__(self, name: str, layer: nn.Linear, *, last: bool, space: Workspace) -> None:
         self._weight = f"{name}weight"
         self._bias = f"{name}bias" if "bias" in dict(layer.named_parameters()) else None
