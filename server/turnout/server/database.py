@@ -25,6 +25,7 @@ STORE_FILE: Final = "turnout.sqlite"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _WRITE_OPTION: Final = "turnout_write"
+_RELAXED_OPTION: Final = "turnout_relaxed"
 _BUSY_MILLISECONDS: Final = 30_000
 _DISK_ERRORS: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 _ADVISORY_LOCK: Final = 7_488_766_001  # Any fixed number: migrations of one PostgreSQL database take turns.
@@ -92,6 +93,11 @@ def writer(engine: Engine) -> Engine:
     return engine.execution_options(**{_WRITE_OPTION: True})
 
 
+def relaxed_writer(engine: Engine) -> Engine:
+    """Return a writer whose commits SQLite does not sync: a crash loses none of them, a power cut may."""
+    return engine.execution_options(**{_WRITE_OPTION: True, _RELAXED_OPTION: True})
+
+
 def _engine(url: URL) -> Engine:
     try:
         engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
@@ -143,7 +149,10 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get(_WRITE_OPTION, False)
+    options = connection.get_execution_options()
+    write = options.get(_WRITE_OPTION, False)
+    if write:
+        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if _RELAXED_OPTION in options else 'FULL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from turnout.server.round_writer import MetricKind
 from turnout.server.schema import RoundRow, RunRow
-from turnout.server.store import MetricKind, RunStore
+from turnout.server.store import RunStore
 from turnout.wire import NDArray
 
 # How a client's round can have gone, in the order of the codes in `RunHistory.outcome`.

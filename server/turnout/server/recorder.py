@@ -30,9 +30,10 @@ from turnout.server.errors import StoreError
 from turnout.server.export import write_clients_csv
 from turnout.server.fleet_changes import FleetChanges
 from turnout.server.history import metrics_lines, round_line
+from turnout.server.round_writer import MetricKind
 from turnout.server.run_directory import RunDirectory, directory_name, new_run_id
 from turnout.server.schema import RoundRow, RunRow
-from turnout.server.store import MetricKind, RunStore
+from turnout.server.store import RunStore
 from turnout.strategies import Callback, ClientReport, RoundReport, StreamingStrategy
 from turnout.wire import CheckpointError, ParameterLayout, load_checkpoint, save_checkpoint, view
 from turnout.wire.checkpoint import row_references
@@ -228,7 +229,14 @@ class RunRecorder(Callback):
         columns = [_client_columns(client) for client in clients]
         members = self._fleet.members(report.grid)
         self.store.commit_round(
-            row, metrics, columns, seconds=self.seconds, oldest_checkpoint=oldest, members=members
+            row,
+            metrics,
+            columns,
+            seconds=self.seconds,
+            oldest_checkpoint=oldest,
+            members=members,
+            # A run goes on from a checkpoint: rounds behind the newest are computed again anyway.
+            durable=row.checkpoint is not None,
         )
         self.last_round, self.model_sha256 = report.server_round, after
         self.last_metrics.update(report.evaluate_metrics)

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from turnout.server.database import open_engine, sqlite_path, store_url, writer
+from turnout.server.database import open_engine, relaxed_writer, sqlite_path, store_url, writer
 from turnout.server.errors import StoreError
+from turnout.server.round_writer import MetricKind, metric_rows, write_round
 from turnout.server.schema import ClientRoundRow, ClientRow, EventRow, MetricRow, RoundRow, RunRow
 
-MetricKind: TypeAlias = Literal["train", "evaluate", "diagnostics"]
 Status: TypeAlias = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -30,6 +30,7 @@ class RunStore:
         self.url = store_url(location)
         self._engine = open_engine(self.url, create=create)
         self._writer = writer(self._engine)
+        self._relaxed = relaxed_writer(self._engine)
 
     def close(self) -> None:
         """Release the connections."""
@@ -176,37 +177,31 @@ class RunStore:
         seconds: float,
         oldest_checkpoint: int | None = None,
         members: Iterable[Mapping[str, Any]] = (),
+        durable: bool = True,
     ) -> None:
         """Add a round with its metrics and its clients' outcomes; ``seconds`` is the run's time so far.
 
         ``members`` are entries of `clients` that are new or have changed. Checkpoints of rounds before
-        ``oldest_checkpoint`` are forgotten; their files may then go.
+        ``oldest_checkpoint`` are forgotten; their files may then go. Without ``durable``, SQLite does not
+        wait for the disk: a power cut, but no crash, may take the round away again.
         """
-        numbers = _metric_rows(row.run_id, row.round, metrics)
-        outcomes = [{"run_id": row.run_id, "round": row.round, **client} for client in clients]
-        entries = [{"run_id": row.run_id, "updated_at": row.committed_at, **member} for member in members]
-        with Session(self._writer) as session, session.begin():
-            session.add(row)
-            session.flush()
-            if numbers:
-                session.execute(insert(MetricRow), numbers)
-            if outcomes:
-                session.execute(insert(ClientRoundRow), outcomes)
-            if entries:
-                _replace_clients(session, entries)
-            values = {"heartbeat_at": row.committed_at, "seconds": seconds}
-            session.execute(update(RunRow).where(RunRow.id == row.run_id).values(values))
-            if oldest_checkpoint is not None:
-                older = update(RoundRow).where(
-                    RoundRow.run_id == row.run_id, RoundRow.round < oldest_checkpoint
-                )
-                session.execute(older.where(RoundRow.checkpoint.is_not(None)).values(checkpoint=None))
+        engine = self._writer if durable else self._relaxed
+        with engine.begin() as connection:
+            write_round(
+                connection,
+                row,
+                metrics,
+                clients,
+                seconds=seconds,
+                oldest_checkpoint=oldest_checkpoint,
+                members=members,
+            )
 
     def record_initial(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Set the evaluation of the initial model, as round 0."""
         with Session(self._writer) as session, session.begin():
             session.execute(delete(MetricRow).where(MetricRow.run_id == run_id, MetricRow.round == 0))
-            rows = _metric_rows(run_id, 0, {"evaluate": metrics})
+            rows = metric_rows(run_id, 0, {"evaluate": metrics})
             if rows:
                 session.execute(insert(MetricRow), rows)
 
@@ -256,30 +251,3 @@ def _now() -> datetime:
 
 def _event(run_id: str, kind: str, message: str, round_number: int | None = None) -> EventRow:
     return EventRow(run_id=run_id, kind=kind, message=message, round=round_number, created_at=_now())
-
-
-def _replace_clients(session: Session, entries: list[dict[str, Any]]) -> None:
-    table = ClientRow.metadata.tables[ClientRow.__tablename__]
-    of_client = delete(table).where(
-        table.c.run_id == bindparam("of_run"), table.c.client == bindparam("of_client")
-    )
-    keys = [{"of_run": entry["run_id"], "of_client": entry["client"]} for entry in entries]
-    session.connection().execute(of_client, keys)
-    session.execute(insert(ClientRow), entries)
-
-
-def _metric_rows(
-    run_id: str, round_number: int, metrics: Mapping[MetricKind, Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "run_id": run_id,
-            "round": round_number,
-            "kind": kind,
-            "name": name,
-            # SQLite would store NaN as NULL on its own; said here so that every database does the same.
-            "value": None if math.isnan(value) else float(value),
-        }
-        for kind, values in metrics.items()
-        for name, value in values.items()
-    ]
