@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from sqlalchemy import Row
 
 from turnout.server.documents import write_atomically
 from turnout.server.schema import ClientRoundRow
@@ -17,9 +19,9 @@ _CLIENT_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def client_documents(rows: Iterable[ClientRoundRow]) -> list[dict[str, Any]]:
+def client_documents(rows: Iterable[ClientRoundRow | Row[Any]]) -> list[dict[str, Any]]:
     """Return client outcomes as documents with kebab-case keys."""
-    return [{key: getattr(row, key.replace("-", "_")) for key in _CLIENT_COLUMNS} for row in rows]
+    return list(_documents(rows))
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
@@ -33,14 +35,19 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
     return buffer.getvalue()
 
 
-def clients_csv(rows: Iterable[ClientRoundRow]) -> str:
+def clients_csv(rows: Iterable[ClientRoundRow | Row[Any]]) -> str:
     """Return client outcomes as CSV."""
-    return csv_text(client_documents(rows), _CLIENT_COLUMNS)
+    return csv_text(_documents(rows), _CLIENT_COLUMNS)
 
 
-def write_clients_csv(path: Path, rows: Iterable[ClientRoundRow]) -> None:
+def write_clients_csv(path: Path, rows: Iterable[ClientRoundRow | Row[Any]]) -> None:
     """Write client outcomes to ``path``, whole or not at all."""
     write_atomically(path, clients_csv(rows))
+
+
+def _documents(rows: Iterable[ClientRoundRow | Row[Any]]) -> Iterator[dict[str, Any]]:
+    names = [(key, key.replace("-", "_")) for key in _CLIENT_COLUMNS]
+    return ({key: getattr(row, name) for key, name in names} for row in rows)
 
 
 def _cell(value: Any) -> Any:

@@ -265,7 +265,7 @@ class RunRecorder(Callback):
             "model-sha256": self.model_sha256,
         }
         write_atomically(self.directory.model_file.with_name("config.json"), json_document(config))
-        write_clients_csv(self.directory.path / "clients.csv", self.store.client_rounds(self.run.id))
+        write_clients_csv(self.directory.path / "clients.csv", self.store.client_rows(self.run.id))
 
 
 def model_sha256(arrays: ArrayRecord) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from turnout.server.database import open_engine, relaxed_writer, sqlite_path, store_url, writer
 from turnout.server.errors import StoreError
 from turnout.server.round_writer import MetricKind, metric_rows, write_round
 from turnout.server.schema import ClientRoundRow, ClientRow, EventRow, MetricRow, RoundRow, RunRow
+
+_ROWS_AT_ONCE: Final = 10_000
 
 Status: TypeAlias = Literal["running", "finished", "interrupted", "failed"]
 
@@ -138,6 +140,14 @@ class RunStore:
         query = select(ClientRoundRow).where(ClientRoundRow.run_id == run_id)
         with Session(self._engine) as session:
             return list(session.scalars(query.order_by(ClientRoundRow.round, ClientRoundRow.client)))
+
+    def client_rows(self, run_id: str) -> Iterator[Row[Any]]:
+        """Yield what `client_rounds` returns, as plain rows a few at a time: a run may have millions."""
+        columns = [column for column in ClientRoundRow.__table__.columns if column.key != "metrics"]
+        query = select(*columns).where(ClientRoundRow.run_id == run_id)
+        ordered = query.order_by(ClientRoundRow.round, ClientRoundRow.client)
+        with self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(ordered)
 
     def outcomes(self, run_id: str) -> list[tuple[int, int, str, float | None]]:
         """Return (round, client, outcome, weight) of every invitation: `client_rounds` in brief."""
