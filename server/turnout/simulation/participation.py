@@ -24,6 +24,11 @@ class ParticipationModel(ABC):
 
     A mask is a pure function of the model's settings, its seed and the round: it does not matter which rounds
     were asked for before, so a resumed run, a simulated and a live federation all see the same participation.
+
+    probabilities
+        p_i, how often each client takes part in the long run: one number for all, a list, or a rule.
+    seed
+        Seeds who comes when; the run's seed unless it is given.
     """
 
     def __init__(self, probabilities: Probabilities) -> None:
