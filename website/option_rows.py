@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -47,7 +48,8 @@ def option_rows(
         default = "required" if option.required else shown_default(option.default)
         default = "`run.seed`" if name == "seed" else default
         kind = _WIDER.get(name) or shown_type(option.annotation)
-        rows.append(Row(name, kind, default, texts[name][0].upper() + texts[name][1:]))
+        meaning = re.sub(r"^[a-z]+(?=[ ,])", lambda word: word[0].capitalize(), texts[name])
+        rows.append(Row(name, kind, default, meaning))
     return rows
 
 
@@ -68,7 +70,7 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         cells = (f"`{row.name}`", row.kind, row.default, row.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return '<div class="options" markdown>\n\n' + "\n".join(lines) + "\n\n</div>"
 
 
 def shown_default(value: Any) -> str:

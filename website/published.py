@@ -19,7 +19,8 @@ def study(slug: str) -> str:
     _, summary, claims = found[slug].groups()
     return (
         f"`turnout reproduce {slug}` runs the paper's idea on a problem small enough for a minute. "
-        f"{summary} [All its tables](../results/reproductions.md#{slug}).\n\n{claims}"
+        f"{summary} [All its tables](../results/reproductions.md#{slug}).\n\n"
+        f'<div class="claims" markdown>\n\n{claims}\n\n</div>'
     )
 
 
