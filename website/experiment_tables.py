@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -10,8 +12,6 @@ from option_rows import Row, documented, limits, option_rows, shown_default, sho
 from turnout.experiment.methods import load_methods
 from turnout.experiment.model import FIXED
 from turnout.wire import find, methods
-
-_SOURCES = ["proto", "strategies", "client", "server"]
 
 
 def section_table(name: str) -> str:
@@ -22,10 +22,11 @@ def section_table(name: str) -> str:
 def section_rows(name: str) -> list[Row]:
     """Return the keys of a section with fixed keys, with the text that stands below each field."""
     model = FIXED[name]
-    package = griffe.load("turnout.experiment.sections", search_paths=_SOURCES, allow_inspection=False)
+    file = Path(inspect.getfile(model))
+    module = griffe.visit(model.__module__, file, file.read_text(encoding="utf-8"))
     rows = []
     for key, field in model.model_fields.items():
-        docstring = package[f"{model.__name__}.{key}"].docstring
+        docstring = module[f"{model.__name__}.{key}"].docstring
         if docstring is None:
             raise LookupError(f"{model.__name__}.{key} has no text below it")
         default = field.get_default(call_default_factory=True)

@@ -11,6 +11,7 @@ from latex2mathml.converter import convert
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 _SUM = "\u2211"
+_CLOSING = (")", "]", "\u2016")
 # In a formula of its own, the limits of a sum stand below and above it.
 _STACKED = {"msub": "munder", "msubsup": "munderover"}
 
@@ -47,6 +48,8 @@ def _set(formula: str, block: bool) -> str:
             element.set("mathvariant", "normal")
         if block and kind in _STACKED and len(element) and element[0].text == _SUM:
             element.tag = f"{{{_NAMESPACE}}}{_STACKED[kind]}"
+        if kind in ("msup", "msubsup") and element[0].text in _CLOSING:
+            element[0].attrib |= {"stretchy": "false", "form": "postfix"}
         if block and kind == "mo" and element.text == _SUM:
             element.attrib |= {"class": "sum", "largeop": "false", "movablelimits": "false"}
     return ElementTree.tostring(root, encoding="unicode")

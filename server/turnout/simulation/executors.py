@@ -216,6 +216,7 @@ def _threads(workers: int | None) -> Executor:
 
 
 EXECUTORS: Final[dict[str, Callable[[int | None], Executor]]] = {"serial": _serial, "threads": _threads}
+"""What ``LocalGrid(executor=...)`` can name: how clients are run."""
 
 
 def make_executor(name: str, workers: int | None = None) -> Executor:

@@ -13,6 +13,7 @@ from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 Mask = npt.NDArray[np.bool_]
+"""Who takes part in a round, shape (num_clients,)."""
 
 # Spawn keys of SeedSequence: they keep these draws apart from everything else seeded by the same number.
 START_STREAM: Final = 0x7475726E

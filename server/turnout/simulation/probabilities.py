@@ -11,6 +11,7 @@ import numpy.typing as npt
 from turnout.wire.errors import ConfigError
 
 Probabilities = npt.NDArray[np.float64]
+"""How often each client takes part, shape (num_clients,)."""
 
 _PREFERENCE_STREAM: Final = 2
 
