@@ -6,6 +6,7 @@ import html
 import re
 
 import click
+import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
@@ -25,7 +26,8 @@ def root() -> click.Group:
 def commands() -> str:
     """Return every command with its arguments, options, environment variables and defaults."""
     command = root()
-    text = get_docs_for_click(obj=command, ctx=click.Context(command, info_name="turnout"), name="turnout")
+    context = typer.Context(command, info_name="turnout")
+    text = get_docs_for_click(obj=command, ctx=context, name="turnout")
     # Lists of commands are cut short for a terminal's width; a page has room.
     sections = re.split(r"(?m)^(?=##? )", _TITLE.sub("", text))
     return html.unescape("".join(_uncut(command, section) for section in sections))

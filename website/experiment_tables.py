@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import griffe
-from option_rows import Row, documented, limits, option_rows, shown_default, shown_type, table
 
+from option_rows import Row, documented, limits, option_rows, shown_default, shown_type, table
 from turnout.experiment.methods import load_methods
 from turnout.experiment.model import FIXED
 from turnout.wire import find, methods

@@ -8,9 +8,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from mkdocs.exceptions import PluginError
+
 from generated import fill
 from mathml import with_mathml
-from mkdocs.exceptions import PluginError
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

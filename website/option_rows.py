@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import annotated_types
-from fields import field_texts
 
+from fields import field_texts
 from turnout.experiment.options import accepted_options
 
 # What an experiment file accepts beyond the annotation.

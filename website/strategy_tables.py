@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from option_rows import Row, option_rows, table
-
 from turnout.experiment.methods import load_methods
 from turnout.wire import ConfigError, find, methods
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import click
 import pytest
-from commands import root
 from pages import PAGES, REPOSITORY, blocks
+
+from commands import root
 
 SHOWN_IN = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *PAGES]
 PROMPT = re.compile(r"^(?:[\w-]*\$ +)?(?:[A-Z_]+=\S+ +)*")

@@ -13,8 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from generated import PARTS
 from pages import DOCS, PAGES, REPOSITORY
+
+from generated import PARTS
 
 LOADING = {
     "script": "src",

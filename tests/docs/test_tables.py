@@ -7,13 +7,13 @@ import re
 from functools import cache
 
 import pytest
+from pages import DOCS, REPOSITORY, STRATEGY_PAGES
+
 from experiment_tables import section_rows
 from fields import as_sections, field_texts
 from generated import fill
 from mathml import with_mathml
-from pages import DOCS, REPOSITORY, STRATEGY_PAGES
 from strategy_tables import strategy_rows
-
 from turnout.experiment.model import FIXED
 from turnout.wire import find
 
