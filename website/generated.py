@@ -15,14 +15,15 @@ from experiment_tables import (
     section_table,
     task_tables,
 )
-from published import participation_rows, study
+from published import participation_rows, shown_file, study
 from strategy_tables import paper, strategy_table, strategy_tables
 
-_MARK = re.compile(r"^<!-- generated: ([\w-]+)((?: [\w.-]+)*) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- generated: ([\w-]+)((?: [\w./-]+)*) -->$", re.MULTILINE)
 
 PARTS: dict[str, Callable[..., str]] = {
     "client-options": client_table,
     "commands": commands,
+    "file": shown_file,
     "link-options": link_table,
     "paper": paper,
     "participation-models": participation_tables,

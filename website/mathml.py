@@ -49,7 +49,7 @@ def _set(formula: str, block: bool) -> str:
         if block and kind in _STACKED and len(element) and element[0].text == _SUM:
             element.tag = f"{{{_NAMESPACE}}}{_STACKED[kind]}"
         if kind in ("msup", "msubsup") and element[0].text in _CLOSING:
-            element[0].attrib |= {"stretchy": "false", "form": "postfix"}
+            element[0].tag, element[0].attrib = f"{{{_NAMESPACE}}}mi", {"mathvariant": "normal"}
         if block and kind == "mo" and element.text == _SUM:
             element.attrib |= {"class": "sum", "largeop": "false", "movablelimits": "false"}
     return ElementTree.tostring(root, encoding="unicode")

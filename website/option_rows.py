@@ -48,7 +48,7 @@ def option_rows(
         default = "required" if option.required else shown_default(option.default)
         default = "`run.seed`" if name == "seed" else default
         kind = _WIDER.get(name) or shown_type(option.annotation)
-        meaning = re.sub(r"^[a-z]+(?=[ ,])", lambda word: word[0].capitalize(), texts[name])
+        meaning = re.sub(r"^[a-z]{2,}(?=[ ,])", lambda word: word[0].capitalize(), texts[name])
         rows.append(Row(name, kind, default, meaning))
     return rows
 

@@ -1,11 +1,13 @@
-"""Measured figures, taken from the files that the benchmarks write: never typed into a page."""
+"""What is shown from files of the repository: figures that benchmarks wrote, and examples."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "docs" / "results"
+_LANGUAGES = {".py": "python", ".toml": "toml"}
 _CLAIMS = re.compile(r"^## (\S+)\n\n(.*?)\n\n(\| claim .*?)\n\n", re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"<!-- table:.*?-->\n(.*?)\n<!-- end of table -->", re.DOTALL)
 
@@ -34,3 +36,12 @@ def participation_rows(slug: str) -> str:
     by_name = {row.split("|")[1].strip(): row for row in rows}
     wanted = [by_name[name] for name in dict.fromkeys((slug, "fedavg"))]
     return "\n".join([head, rule, *wanted])
+
+
+def shown_file(name: str) -> str:
+    """Return a file of the repository as a block of code."""
+    file = REPOSITORY / name
+    if not file.is_file():
+        raise LookupError(f"{name} is no file of the repository")
+    text = file.read_text(encoding="utf-8").rstrip()
+    return f"```{_LANGUAGES[file.suffix]}\n{text}\n```"

@@ -11,7 +11,7 @@ from pages import REPOSITORY
 
 from turnout.experiment import load_experiment
 
-FILES = sorted((REPOSITORY / "examples").glob("*.toml"))
+FILES = sorted((REPOSITORY / "examples").rglob("*.toml"))
 
 
 def test_the_own_task_example_learns() -> None:

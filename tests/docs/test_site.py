@@ -168,7 +168,7 @@ def test_the_reference_has_every_exported_name(site: Path) -> None:
 
     missing = []
     for page in sorted((DOCS / "reference" / "api").glob("*.md")):
-        [package] = re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        [package, *_] = re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         ids = read(site / "reference" / "api" / f"{page.stem}.html").ids
         module = importlib.import_module(package)
         missing += [f"{package}.{name}" for name in module.__all__ if f"{package}.{name}" not in ids]

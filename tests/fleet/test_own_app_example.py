@@ -1,4 +1,4 @@
-"""examples/own_app.py and own_app.toml: a server and two nodes fit the line, as the docs say."""
+"""examples/own_app: a server and two nodes fit the line, as the docs say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fleet_commands import Turnout, free_port
 from safetensors.numpy import load_file
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "own_app"
 
 
 def test_the_own_app_example_learns_the_line(

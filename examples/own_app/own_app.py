@@ -1,8 +1,9 @@
 """A Flower ClientApp of your own, with a model and data that Turnout knows nothing of: no PyTorch needed.
 
-    python examples/own_app.py                                              # writes initial.safetensors
-    turnout server examples/own_app.toml
-    turnout client --server 127.0.0.1:9091 --app own_app:app --clients 0    # from the folder examples
+    cd examples/own_app
+    python own_app.py                                                       # writes initial.safetensors
+    turnout server own_app.toml
+    turnout client --server 127.0.0.1:9091 --app own_app:app --clients 0
     turnout client --server 127.0.0.1:9091 --app own_app:app --clients 1
 
 Each client has 200 measurements of one line, ``y = 3 x - 1`` with noise, and fits it by gradient descent.
