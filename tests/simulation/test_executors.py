@@ -135,7 +135,9 @@ def test_a_link_between_runs_in_processes_by_messages(task: Digits) -> None:
         run(strategy, grid, task)
         models.append(strategy.x)
     assert np.array_equal(models[0], models[1])
-    with pytest.raises(ConfigError, match=r"executor='batched' trains .* without mods .*executor='processes'"):
+    with pytest.raises(
+        ConfigError, match=r"executor='batched' trains .* without mods .*executor='processes'"
+    ):
         make_grid(task, "batched", mods=[noisy_link(sigma_up=0.01)])
 
 

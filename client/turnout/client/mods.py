@@ -31,9 +31,17 @@ def noisy_link(
     """Return a client mod that adds i.i.d. N(0, sigma^2) to each vector received and sent while training.
 
     Every record of float arrays is one vector and gets exactly one draw, seeded by (seed, direction, round,
-    client, record name); integer and batch-norm buffers and the record "initial" are left alone. With
-    ``relative``, sigma is in units of each tensor's root mean square. A sigma of 0 leaves its direction's
-    records untouched. Raises `ConfigError` for a negative or non-finite sigma.
+    client, record name); integer and batch-norm buffers and the record "initial" are left alone. Raises
+    `ConfigError` for a negative or non-finite sigma.
+
+    sigma_up
+        Standard deviation of the noise on what clients send; 0 leaves it untouched.
+    sigma_down
+        Standard deviation of the noise on what clients receive; 0 leaves it untouched.
+    seed
+        Seeds the noise; the run's seed unless it is given.
+    relative
+        The sigmas are in units of each tensor's root mean square.
     """
     check_number("sigma_up", sigma_up, low=0)
     check_number("sigma_down", sigma_down, low=0)

@@ -35,16 +35,20 @@ class TrainOptions:
     optimizer
         "sgd" (a tight path of our own) or any other ``torch.optim`` class by name. Its state starts anew
         each round.
-    lr, momentum, weight_decay
-        As in ``torch.optim``. For "sgd" the weight decay is part of every gradient, anchors' included.
+    lr
+        Learning rate of the local steps.
+    momentum
+        As in ``torch.optim``.
+    weight_decay
+        As in ``torch.optim``. For "sgd" it is part of every gradient, anchors' included.
     batch_size
         Examples per step, at most; the last batch of an epoch may be smaller.
     local_steps, local_epochs
-        Length of local training: give one of them (one epoch when neither is given).
+        Length of local training: give one of the two (one epoch when neither is given).
     anchor_batch_size
         Examples of an anchor's gradient (FedAMD); None is the whole local set.
     reference
-        How gradient-form ADMM keeps its reference gradient (card rerce-fed-admm): "telescoped" has the
+        How gradient-form ADMM keeps its reference gradient: "telescoped" has the
         right fixed point with loose local solves; "fresh" recomputes it from the whole local set.
     closed_form
         Use the task's exact ADMM steps where it has them; False forces the gradient form.

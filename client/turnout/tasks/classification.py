@@ -41,6 +41,10 @@ class ClassificationTask(Task):
 
     A subclass loads its data and says in `features` how raw features become float32 model inputs; that
     must use fixed constants, never statistics of pooled data. Features are converted per client on first use.
+
+    partition
+        How examples are spread over clients: a partitioner's name, whose fields follow as further options
+        (``alpha=0.1``), or in Python a partitioner.
     """
 
     classes: int = 10

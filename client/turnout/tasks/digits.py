@@ -29,8 +29,8 @@ def load_digits() -> Examples:
 class Digits(ImageTask):
     """Digits 8x8 over clients, 80% train and 20% test (seeded split).
 
-    ``model``: "mlp" (64-64-10), "softmax" or "cnn". ``partition`` names a partitioner, whose fields follow as
-    further options (``alpha=0.1``), or is one.
+    model
+        ``"mlp"`` (64-64-10), ``"softmax"`` or ``"cnn"``.
     """
 
     name = "digits"

@@ -16,8 +16,11 @@ from turnout.wire.registry import register
 class External(Task):
     """``num_clients`` clients of which nothing is known but the model that they start from.
 
-    ``model`` is a safetensors file. There is nothing to evaluate on, so runs have the clients' metrics only.
-    Raises `ConfigError` for a file that cannot be read.
+    There is nothing to evaluate on, so runs have the clients' metrics only. Raises `ConfigError` for a file
+    that cannot be read.
+
+    model
+        A safetensors file with the initial model.
     """
 
     name = "external"

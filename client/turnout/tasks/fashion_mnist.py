@@ -72,9 +72,12 @@ def _first(examples: Examples, field: str, count: int | None, seed: int) -> Exam
 class FashionMnist(ImageTask):
     """Fashion-MNIST over clients, with its own train and test sets (60,000 and 10,000).
 
-    ``data_dir`` is a folder of IDX files (default: where the Debian package puts them).
-    ``train_examples`` and ``test_examples`` take a seeded random part of each set. ``model``: "lenet", "cnn",
-    "mlp" or "softmax". ``partition`` names a partitioner, whose fields follow as further options, or is one.
+    model
+        ``"lenet"``, ``"cnn"``, ``"mlp"`` or ``"softmax"``.
+    data_dir
+        A folder of IDX files; by default where the Debian package puts them.
+    train_examples, test_examples
+        Take a seeded random part of this size of the set; by default all of it.
     """
 
     name = "fashion-mnist"

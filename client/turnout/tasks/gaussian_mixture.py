@@ -24,6 +24,11 @@ class GaussianMixture(ClassificationTask):
 
     Class means are N(0, I) * 2.2 / sqrt(dimension), the noise has standard deviation 0.8, labels are
     uniform. The default partition is FedAU's ``label-mix`` with alpha 0.1.
+
+    dimension
+        Number of features.
+    train_examples, test_examples
+        Size of each set.
     """
 
     name = "gaussian-mixture"

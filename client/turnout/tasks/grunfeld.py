@@ -28,8 +28,12 @@ class Grunfeld(LeastSquaresTask):
     """``invest ~ 1 + value + capital``; each firm's objective is its mean squared error, in fixed units.
 
     The solution of the federation is pooled ordinary least squares, which `coefficients` gives in the data's
-    own units: -38.41005, 0.11453, 0.22751. ``num_clients`` and ``seed`` are there for uniformity: there are
-    always the 11 firms and nothing is random.
+    own units: -38.41005, 0.11453, 0.22751.
+
+    num_clients
+        There for uniformity: there are always the 11 firms.
+    seed
+        There for uniformity: nothing is random.
     """
 
     name = "grunfeld"

@@ -28,8 +28,8 @@ def load_mnist5k() -> Examples:
 class Mnist5k(ImageTask):
     """MNIST-5k over clients, 4,000 train and 1,000 test (seeded split).
 
-    ``model``: "mlp", "cnn" (8 and 16 channels), "softmax" or "lenet". ``partition`` names a partitioner,
-    whose fields follow as further options (``alpha=0.1``), or is one.
+    model
+        ``"mlp"``, ``"cnn"`` (8 and 16 channels), ``"softmax"`` or ``"lenet"``.
     """
 
     name = "mnist5k"

@@ -119,8 +119,11 @@ class Iid:
 class Dirichlet:
     """For each class, draw p ~ Dirichlet(alpha) over the clients and cut the class's shuffled rows by p.
 
-    ``alpha`` 0.1 is hard, 0.5 usual, 100 near IID. A client that ends below ``min_examples`` then receives
-    random examples of whichever client is largest at that moment, one at a time, until it has enough.
+    alpha
+        Concentration: 0.1 is hard, 0.5 usual, 100 near IID.
+    min_examples
+        A client that ends below it then receives random examples of whichever client is largest at that
+        moment, one at a time, until it has enough.
     """
 
     alpha: float = 0.5
@@ -147,8 +150,12 @@ class LabelMix:
     """FedAU's recipe (arXiv 2306.03401): each client's label mix ~ Dirichlet(alpha) over the classes.
 
     Each class's examples are split over the clients in proportion to its column of the (num_clients, classes)
-    matrix of mixes. Sizes differ and clients may be empty unless ``min_examples`` asks for more (then as
-    in `Dirichlet`).
+    matrix of mixes. Sizes differ.
+
+    alpha
+        Concentration of a client's mix of labels: the lower, the fewer labels it has.
+    min_examples
+        Clients may be empty unless this asks for more (then as in `Dirichlet`).
     """
 
     alpha: float = 0.1
@@ -173,7 +180,11 @@ class LabelMix:
 @register("shards", kind="partitioner", paper="1602.05629", summary="Sorted by label, equal shards dealt out")
 @dataclass(frozen=True)
 class Shards:
-    """Sort by label, cut into equal shards, deal ``shards_per_client`` to each client (arXiv 1602.05629)."""
+    """Sort by label, cut into equal shards, deal some to each client (arXiv 1602.05629).
+
+    shards_per_client
+        How many each gets; about so many labels it has.
+    """
 
     shards_per_client: int = 2
 
@@ -196,7 +207,11 @@ class Shards:
 @register("natural", kind="partitioner", summary="One client per value of the data's own client column")
 @dataclass(frozen=True)
 class Natural:
-    """One client per distinct group id, in sorted order; groups below ``min_examples`` are left out."""
+    """One client per distinct group id, in sorted order.
+
+    min_examples
+        Groups with fewer examples are left out.
+    """
 
     min_examples: int = 1
 
@@ -228,8 +243,14 @@ class LabelSwap:
     """FedStale's concept shift (arXiv 2405.04171): IID split, then ``fraction`` of two labels is swapped.
 
     In each client, that share of the examples of either label (rounded, chosen at random) takes the other
-    label: of the pair ``even`` in clients 0, 2, ..., of the pair ``odd`` in clients 1, 3, ... The
-    defaults are the paper's for MNIST. ``fraction=0`` is IID.
+    label. The defaults are the paper's for MNIST.
+
+    fraction
+        Share of the examples that change their label; 0 is IID.
+    even
+        The pair of labels that clients 0, 2, ... swap.
+    odd
+        The pair of labels that clients 1, 3, ... swap.
     """
 
     fraction: float = 0.4

@@ -34,7 +34,7 @@ class ClientData:
 
 
 class AdmmSolver(Protocol):
-    """Exact proximal steps on one client's objective f_k (card rerce-fed-admm, A_k, b_k, N_k)."""
+    """Exact proximal steps on one client's objective f_k (arXiv 2409.13451: A_k, b_k, N_k)."""
 
     def solve(self, v: Vector) -> Vector:
         """Return ``N_k (b_k + v)``: the minimiser of ``f_k(w) - <v, w> + rho/2 ||w||^2``."""
@@ -49,6 +49,11 @@ class Task(ABC):
     Subclass it with `model`, `client_data` and `loss` to bring your own problem; override `metrics` and
     `test_data` to have it evaluated. Models must not draw from torch's global generator while they train
     (dropout does), or clients that run in parallel threads would not be reproducible.
+
+    num_clients
+        Number of clients.
+    seed
+        Seeds the data's split and the initial model; the run's seed unless it is given.
     """
 
     name: str

@@ -32,6 +32,11 @@ class Wls(LeastSquaresTask):
     = mu_k + sqrt(s_k) * randn`` with mu_k ~ U(-0.5, 0.5) and s_k ~ U(0.5, 1.5), targets ``y = X w + 0.01 *
     noise`` (the client's noise standardised to zero mean and unit power) and W_k = 1e4 I. The defaults are
     the paper's (K=100, L=128). Distances are to the pooled solution, not to ``w``.
+
+    dimension
+        L, the number of unknowns.
+    min_examples, max_examples
+        Between which the number of rows of each client is drawn.
     """
 
     name = "wls"

@@ -14,6 +14,7 @@ from turnout.wire.errors import LayoutError
 from turnout.wire.flower import NUMPY_STYPE, LazyArray
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
+"""A NumPy array of any shape and dtype."""
 
 BF16_STYPE: Final = "turnout.bf16"
 _READERS: Final = {

@@ -11,7 +11,7 @@ from turnout.simulation import constant, given, label_correlated, two_group
 from turnout.simulation.participation import ParticipationModel
 from turnout.wire import ConfigError, NDArray, find, unknown_name
 
-_RULES: Final[Mapping[str, Callable[..., Any]]] = {
+RULES: Final[Mapping[str, Callable[..., Any]]] = {
     "constant": constant,
     "label-correlated": label_correlated,
     "two-group": two_group,
@@ -47,9 +47,9 @@ def check_probabilities(value: Any) -> Any:
 
 def _check_rule(table: Mapping[str, Any]) -> dict[str, Any]:
     kind = table.get("kind")
-    if not isinstance(kind, str) or kind not in _RULES:
-        raise unknown_name("kind", str(kind), _RULES)
-    rule = _RULES[kind]
+    if not isinstance(kind, str) or kind not in RULES:
+        raise unknown_name("kind", str(kind), RULES)
+    rule = RULES[kind]
     known, _ = accepted_options(rule)
     options = {key: value for key, value in table.items() if key != "kind"}
     values, problems = check_options("participation.probabilities", options, known, hidden=_NOT_WRITTEN)
@@ -73,7 +73,7 @@ def _check_rule(table: Mapping[str, Any]) -> dict[str, Any]:
 def depends_on_data(section: Method) -> bool:
     """Return whether the probabilities of ``section`` follow from what clients hold."""
     written = section.options.get("probabilities")
-    rule = _RULES.get(str(written.get("kind"))) if isinstance(written, Mapping) else None
+    rule = RULES.get(str(written.get("kind"))) if isinstance(written, Mapping) else None
     return rule is not None and "label_distribution" in accepted_options(rule)[0]
 
 
@@ -108,7 +108,7 @@ def _vector(written: Any, task: Clients, seed: int) -> Any:
         return given(written, num_clients=task.num_clients, allow_zero=True)
     if not isinstance(written, Mapping):
         return constant(task.num_clients, written)
-    rule = _RULES[written["kind"]]
+    rule = RULES[written["kind"]]
     values = {key: value for key, value in written.items() if key != "kind"}
     known, _ = accepted_options(rule)
     if "seed" in known:

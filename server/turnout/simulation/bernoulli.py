@@ -13,7 +13,7 @@ from turnout.wire.registry import register
 class Bernoulli(ParticipationModel):
     """Each client takes part with its own probability, independently of other clients and rounds.
 
-    ``probabilities`` are checked as by `given`; ``allow_zero`` permits clients that never come.
+    Probabilities are checked as by `given`; ``allow_zero`` permits clients that never come.
     """
 
     def __init__(

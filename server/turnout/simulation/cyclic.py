@@ -19,6 +19,9 @@ class Cyclic(ParticipationModel):
     The off period is at least one round. A client starts off and first comes on after a number of rounds
     drawn evenly from 0 to one below its off period. `rates` differs from ``probabilities`` by the rounding; a
     client with ``p_i = 1`` still misses one round in ``cycle + 1``, as in the authors' code.
+
+    cycle
+        Length of a cycle in rounds.
     """
 
     def __init__(

@@ -22,6 +22,9 @@ class Markov(ParticipationModel):
 
     P(off to on) = ``a_max`` and P(on to off) = ``a_max (1/p_i - 1)``; where the latter exceeds 1 it becomes 1
     and P(off to on) is divided by it. The state in round 1 is on with probability ``p_i``.
+
+    a_max
+        Probability that a client which is away comes back in the next round.
     """
 
     def __init__(

@@ -13,7 +13,9 @@ from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 Mask = npt.NDArray[np.bool_]
+"""Who takes part in a round, shape (num_clients,)."""
 Clients = npt.NDArray[np.int64]
+"""Numbers of clients in ascending order, shape (cohort,)."""
 
 # Spawn keys of SeedSequence: they keep these draws apart from everything else seeded by the same number.
 START_STREAM: Final = 0x7475726E
@@ -25,6 +27,11 @@ class ParticipationModel(ABC):
 
     A mask is a pure function of the model's settings, its seed and the round: it does not matter which rounds
     were asked for before, so a resumed run, a simulated and a live federation all see the same participation.
+
+    probabilities
+        p_i, how often each client takes part in the long run: one number for all, a list, or a rule.
+    seed
+        Seeds who comes when; the run's seed unless it is given.
     """
 
     def __init__(self, probabilities: Probabilities) -> None:

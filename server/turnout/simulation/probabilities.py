@@ -11,6 +11,7 @@ import numpy.typing as npt
 from turnout.wire.errors import ConfigError
 
 Probabilities = npt.NDArray[np.float64]
+"""How often each client takes part, shape (num_clients,)."""
 
 _PREFERENCE_STREAM: Final = 2
 
@@ -59,7 +60,11 @@ def given(
 
 
 def constant(num_clients: int, p: float) -> Probabilities:
-    """Return the same probability ``p`` in (0, 1] for every client."""
+    """Return the same probability for every client.
+
+    p
+        How often each takes part, in (0, 1].
+    """
     _check_fraction("p", p)
     return given(np.full(check_num_clients(num_clients), p))
 
@@ -69,6 +74,11 @@ def two_group(num_clients: int, p_low: float, p_high: float = 1.0) -> Probabilit
 
     The split of FedStale's experiments (arXiv 2405.04171), where the first half always takes part. With an
     odd number of clients the one in the middle has ``p_high``.
+
+    p_low
+        How often the second half takes part.
+    p_high
+        How often the first half takes part.
     """
     _check_fraction("p_low", p_low)
     _check_fraction("p_high", p_high)
@@ -91,6 +101,15 @@ def label_correlated(
     row of zeros and gets ``p_i = 0``; pass ``allow_zero=True`` to the participation model if there are such.
 
     Raises `ConfigError` for rows that do not sum to 1 (or 0) and for settings out of range.
+
+    mean
+        Average of p_i over clients whose labels are spread evenly.
+    minimum
+        The least p_i of a client that has data.
+    alpha
+        Concentration of q: the lower, the more a few labels decide who comes.
+    seed
+        Seeds q; the run's seed unless it is given.
     """
     rows = np.asarray(label_distribution, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:

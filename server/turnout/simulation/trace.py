@@ -21,14 +21,17 @@ _ZERO, _ONE, _COMMA, _NEWLINE = b"01,\n"
 class Trace(ParticipationModel):
     """Who took part in each round of a recorded federation, replayed.
 
-    ``source`` is an array of shape (rounds, num_clients) of zeros and ones, or the path of a CSV file: one
-    line per round, one column per client, each cell ``1`` (took part) or ``0``. The first line may be a
-    header that names the columns, in any order, ``client-0`` to ``client-<N-1>`` or plainly ``0`` to
-    ``<N-1>`` (a first line of only ``0`` and ``1`` is read as a round). A run longer than the trace starts
-    again from its first round, or with ``cycle=False`` raises `ConfigError`. `probabilities` are the
+    The file has one line per round, one column per client, each cell ``1`` (took part) or ``0``. The first
+    line may be a header that names the columns, in any order, ``client-0`` to ``client-<N-1>`` or plainly
+    ``0`` to ``<N-1>`` (a first line of only ``0`` and ``1`` is read as a round). `probabilities` are the
     observed frequencies.
 
     Raises `ConfigError` naming file, line, column, value and fix for anything else.
+
+    source
+        The path of a CSV file, or in Python an array of shape (rounds, num_clients) of zeros and ones.
+    cycle
+        A run longer than the trace starts again from its first round; if false, it ends with an error.
     """
 
     def __init__(self, source: str | Path | npt.ArrayLike, cycle: bool = True) -> None:

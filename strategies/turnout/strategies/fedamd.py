@@ -31,6 +31,8 @@ class FedAMD(StreamingStrategy):
     schedule
         ``"constant"``: a coin per participant. ``"sequential"``: in every ``period``-th round all
         participants are anchors, else all are miners.
+    period
+        Length of a sequential cycle in rounds, at least 2.
     cold_start
         Round 1 asks everyone for a bullseye at the initial model, as the algorithm prescribes. A client not
         reached then is left out of g until it has been an anchor.

@@ -19,7 +19,9 @@ class FedDyn(StreamingStrategy):
     """Clients minimise ``f_i(w) - <g_i, w> + (alpha / 2) ||w - x||^2``; the server corrects the mean by h.
 
     ``h <- h - (alpha / N) sum over S of (w_i - x)``; ``x <- mean over S of w_i - h / alpha``.
-    ``dyn_alpha``: the regularisation weight alpha > 0. There is no server learning rate.
+    There is no server learning rate.
+
+    ``dyn_alpha``: the regularisation weight alpha > 0.
     """
 
     dyn_alpha: float = 0.1

@@ -14,7 +14,10 @@ from turnout.wire import keys, register
 @register("fedprox", "strategy", "1812.06127")
 @dataclass(kw_only=True)
 class FedProx(FedAvg):
-    """Clients add ``(mu / 2) ||w - x||^2`` to their loss. ``proximal_mu``: mu >= 0; 0 is FedAvg."""
+    """Clients add ``(mu / 2) ||w - x||^2`` to their loss.
+
+    ``proximal_mu``: mu >= 0, how strongly they are held; 0 is FedAvg.
+    """
 
     proximal_mu: float = 0.01
 

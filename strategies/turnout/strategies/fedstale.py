@@ -39,7 +39,7 @@ class FedStale(StreamingStrategy):
     max_weight
         Bound on 1 / p_i (None: no bound); a bound limits variance and brings bias back.
     memory
-        ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
+        Where the updates are kept: ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
     """
 
     beta: float = 0.5

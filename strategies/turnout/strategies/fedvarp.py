@@ -29,7 +29,7 @@ class FedVARP(StreamingStrategy):
         None for the original rule (a mean over the participants); p_i by client id, or one number, for the
         heterogeneous rule.
     memory
-        ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
+        Where the updates are kept: ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
     """
 
     participation: Participation = None

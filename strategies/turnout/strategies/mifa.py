@@ -21,7 +21,7 @@ from turnout.wire import register
 class MIFA(StreamingStrategy):
     """Every client counts in every round, absent ones with what they last sent.
 
-    ``memory``: ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
+    ``memory``: where the updates are kept, ``"ram"``, ``"fp16"``, ``"mmap"`` or ``"mmap:DIRECTORY"``.
     """
 
     memory: str = "ram"

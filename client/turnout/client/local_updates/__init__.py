@@ -10,6 +10,7 @@ from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 
 LocalUpdate = Callable[[Work], Outcome]
+"""A client's algorithm: what it does with one request."""
 
 # Local updates whose clients keep a model of their own between rounds, and how to read it.
 LOCAL_MODELS: Final[dict[str, Callable[[Work], Vector]]] = {

@@ -95,6 +95,7 @@ EXECUTORS: Final[dict[str, Callable[[LocalClients, int], Executor]]] = {
     "processes": _processes,
     "batched": _batched,
 }
+"""What ``LocalGrid(executor=...)`` can name besides ``"auto"``: how clients are run."""
 
 
 def bare_trainer(clients: LocalClients) -> Trainer | None:

@@ -1,0 +1,43 @@
+"""Parts of pages that are written by the code they are about: ``<!-- generated: NAME ARGUMENTS -->``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from commands import commands
+from experiment_tables import (
+    client_table,
+    link_table,
+    participation_tables,
+    partition_tables,
+    probability_tables,
+    section_table,
+    task_tables,
+)
+from published import participation_rows, shown_file, study
+from strategy_tables import paper, strategy_table, strategy_tables
+
+_MARK = re.compile(r"^<!-- generated: ([\w-]+)((?: [\w./-]+)*) -->$", re.MULTILINE)
+
+PARTS: dict[str, Callable[..., str]] = {
+    "client-options": client_table,
+    "commands": commands,
+    "file": shown_file,
+    "link-options": link_table,
+    "paper": paper,
+    "participation-models": participation_tables,
+    "participation-study": participation_rows,
+    "partitions": partition_tables,
+    "probabilities": probability_tables,
+    "section": section_table,
+    "strategies": strategy_tables,
+    "strategy-options": strategy_table,
+    "study": study,
+    "tasks": task_tables,
+}
+
+
+def fill(markdown: str) -> str:
+    """Return the page with its marks replaced. Raises LookupError or ValueError for what does not exist."""
+    return _MARK.sub(lambda mark: PARTS[mark[1]](*mark[2].split()), markdown)
