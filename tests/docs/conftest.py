@@ -9,3 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 sys.path.insert(0, str(REPOSITORY / "website"))
 sys.path.insert(0, str(Path(__file__).parent))
+
+from turnout.experiment.methods import load_methods  # noqa: E402 - after the paths
+
+load_methods()  # Pages are held against what is registered.

@@ -18,6 +18,9 @@ class Sampled(ParticipationModel):
 
     A round costs work and memory for its cohort only, however many clients there are. `rates` are all
     ``clients_per_round / num_clients``.
+
+    clients_per_round
+        Clients that take part in each round.
     """
 
     def __init__(self, num_clients: int, clients_per_round: int, seed: int = 0) -> None:
