@@ -92,6 +92,7 @@ def _run(
 
         def started(recorder: RunRecorder) -> None:
             run = recorder.run
+            output.about["run"] = run.id
             progress.begin(experiment.label, num_clients=run.num_clients)
             output.resume_hint = f"Continue with: turnout simulate {file or ''} --resume {run.id}".replace(
                 "  ", " "
