@@ -13,6 +13,7 @@ import typer
 from turnout.cli.metrics import MetricsAddress, MetricsOpen, MetricsOptions, MetricsPort, metrics_endpoint
 from turnout.cli.output import REFUSED, TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.simulate import File, NoPlots, Set, finish_run
+from turnout.cli.tracking import LogTo, tracking
 
 if TYPE_CHECKING:
     from turnout.cli.stopping import StopSignals
@@ -95,6 +96,7 @@ def server(
     enrol_address: EnrolAddress = None,
     store: Store = "runs",
     no_plots: NoPlots = False,
+    log_to: LogTo = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -114,7 +116,7 @@ def server(
         with StopSignals(_STOPS) as stop:
             try:
                 run = _Run(output, stop, file, deployment, metrics, enrol_address)
-                run.per_client = per_client_metrics
+                run.per_client, run.log_to = per_client_metrics, log_to or []
                 reached = run.go(overrides or [], resume, store, plots=not no_plots)
             except AddressError as error:
                 raise output.failure(error, REFUSED) from error
@@ -142,6 +144,7 @@ class _Run:
         self.output, self.stop, self.file = output, stop, file
         self.deployment, self.metrics, self.enrol_address = deployment, metrics, enrol_address
         self.per_client = False
+        self.log_to: list[str] = []
 
     def go(self, overrides: list[str], resume: str | None, location: str, *, plots: bool) -> bool:
         """Run it, show its table, and return whether its target (if it has one) was reached."""
@@ -172,6 +175,7 @@ class _Run:
         with (
             self._metrics() as watched,
             self._enrolment(),
+            tracking(self.log_to, self.output) as trackers,
             RunProgress(self.output, [self.experiment.label], stop=self.stop) as progress,
         ):
 
@@ -180,7 +184,8 @@ class _Run:
                 run.grid.on_idle, self.stop.idle = self.stop.check, lambda: run.grid.idle
                 progress.begin(self.experiment.label, num_clients=run.grid.num_clients)
                 self._introduce(run)
-                yield (*watched(run), progress)
+                trackers.begin(run.recorder.run, run.recorder.directory.path)
+                yield (*watched(run), trackers, progress)
 
             return serve(
                 self.experiment, self.deployment, resume=resume, store=store, beside=beside, plots=plots
