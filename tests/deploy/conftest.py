@@ -3,8 +3,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def need(tool: str, how: str) -> None:
 def promtool() -> str:
     need("promtool", "apt-get install prometheus")
     return "promtool"
+
+
+@pytest.fixture(scope="session")
+def systemd_analyze() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs systemd-analyze with arguments."""
+    need("systemd-analyze", "apt-get install systemd")
+
+    def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["systemd-analyze", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    return analyze
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import fnmatch
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,12 @@ def test_what_is_copied_exists(path: Path) -> None:
 
 
 def test_what_a_wheel_needs_is_not_ignored() -> None:
-    for needed in (
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        "server/turnout/cli/app.py",
-        "proto/turnout/wire",
-    ):
-        assert not ignored(needed), needed
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    build = project["tool"]["hatch"]["build"]
+    hooks = [hook.get("path", "hatch_build.py") for hook in build.get("hooks", {}).values()]
+    named = [*build["only-include"], *build.get("force-include", {}), *hooks, project["project"]["readme"]]
+    for needed in ("pyproject.toml", "LICENSE", "server/turnout/cli/app.py", *named):
+        assert not ignored(needed), f"{needed} is in .dockerignore"
     for kept in (".git", ".venv", "runs", "tests", "deploy/compose/secrets/dashboard-token"):
         assert ignored(kept), kept
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
+Analyze = Callable[..., "subprocess.CompletedProcess[str]"]
 UNITS = ("turnout-server.service", "turnout-client@.service", "turnout-dashboard.service")
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze of the Debian package `systemd`"
-)
 
 
 def installed(unit: str, tmp_path: Path) -> Path:
@@ -26,25 +24,18 @@ def installed(unit: str, tmp_path: Path) -> Path:
     return path
 
 
-def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = ["systemd-analyze", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-@needs_systemd
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_understands_every_line(unit: str, tmp_path: Path) -> None:
-    done = analyze("verify", installed(unit, tmp_path))
+def test_systemd_understands_every_line(unit: str, systemd_analyze: Analyze, tmp_path: Path) -> None:
+    done = systemd_analyze("verify", installed(unit, tmp_path))
     assert (done.returncode, done.stderr) == (0, "")  # Unknown keys are told, and change no exit code.
     broken = tmp_path / "broken.service"
     broken.write_text(installed(unit, tmp_path).read_text().replace("ProtectClock=", "ProtectCock="))
-    assert "ProtectCock" in analyze("verify", broken).stderr
+    assert "ProtectCock" in systemd_analyze("verify", broken).stderr
 
 
-@needs_systemd
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_is_hardened(unit: str, tmp_path: Path) -> None:
-    done = analyze("security", "--offline=yes", "--threshold=20", installed(unit, tmp_path))
+def test_a_unit_is_hardened(unit: str, systemd_analyze: Analyze, tmp_path: Path) -> None:
+    done = systemd_analyze("security", "--offline=yes", "--threshold=20", installed(unit, tmp_path))
     assert done.returncode == 0, done.stdout[-300:]  # 2.0 of 10.
 
 
