@@ -5,12 +5,12 @@ Without PyTorch only `External` is there: a server whose clients bring an app of
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.util import find_spec as _find_spec
 
 from turnout.tasks.external import External
 from turnout.tasks.task import AdmmSolver, ClientData, Task
 
-if find_spec("torch") is not None:
+if _find_spec("torch") is not None:
     from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
     from turnout.tasks.digits import Digits
     from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist

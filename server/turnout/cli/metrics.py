@@ -35,7 +35,7 @@ MetricsOpen = Annotated[
     typer.Option(
         "--metrics-open",
         envvar="TURNOUT_METRICS_OPEN",
-        help="Let other machines read the metrics: they are not secret to whoever reaches the address.",
+        help="Let other machines read the metrics; there is no password.",
     ),
 ]
 
