@@ -7,6 +7,7 @@ Prometheus.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,16 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from dockerfile import Dockerfile
+
+from turnout.server import RoundRow, RunStore
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE = REPOSITORY / "docker-compose.yml"
@@ -240,3 +245,29 @@ class ComposeStack:
     def _own(self, name: str, port: str) -> int:
         taken = {str(value) for value in self.ports.values()}
         return int(port) if port in taken else self.port(name, port)
+
+
+def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Return what ``check`` returns as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := check():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"nothing came within {seconds:g} seconds: {check()}")
+
+
+def rounds(stack: ComposeStack) -> tuple[str, list[RoundRow]]:
+    with RunStore(stack.volume("data") / "runs", create=False) as store:
+        runs = store.runs()
+        assert len(runs) == 1
+        return runs[0].id, store.rounds(runs[0].id)
+
+
+def ask(stack: ComposeStack, path: str, **query: str) -> Any:
+    url = f"http://127.0.0.1:{stack.port('prometheus', '9090')}/api/v1/{path}"
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+        return json.load(answer)["data"]

@@ -3,44 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from compose_stack import ComposeStack
-
-from turnout.server import RoundRow, RunStore
+from compose_stack import ComposeStack, ask, rounds, until
 
 CLIENTS = ("client-0", "client-1", "client-2")
-
-
-def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Return what ``check`` returns as soon as it is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if found := check():
-                return found
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"nothing came within {seconds:g} seconds: {check()}")
-
-
-def rounds(stack: ComposeStack) -> tuple[str, list[RoundRow]]:
-    with RunStore(stack.volume("data") / "runs", create=False) as store:
-        runs = store.runs()
-        assert len(runs) == 1
-        return runs[0].id, store.rounds(runs[0].id)
-
-
-def ask(stack: ComposeStack, path: str, **query: str) -> Any:
-    url = f"http://127.0.0.1:{stack.port('prometheus', '9090')}/api/v1/{path}"
-    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-        return json.load(answer)["data"]
 
 
 def test_rounds_are_committed_with_all_clients(stack: ComposeStack) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from compose_stack import ComposeStack
-from test_compose_stack import ask, rounds, until
+from compose_stack import ComposeStack, ask, rounds, until
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
 BOARD: dict[str, Any] = json.loads((FOLDER / "turnout.json").read_text())
