@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from fleet_commands import PATIENCE, Turnout, free_port, own, start_own
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from turnout.client.node import telemetry
 from turnout.client.node.metrics import NodeMetrics
@@ -54,7 +56,7 @@ def test_node_and_server_are_scraped_with_certificates(turnout: Turnout, place: 
     address, of_server, of_node = f"127.0.0.1:{free_port()}", free_port(), free_port()
     server = start_own(
         turnout, address, "own.toml", "--certs", "pki", "--metrics-port", of_server,
-        "--per-client-metrics", "--set", "run.rounds=12",
+        "--per-client-metrics", "--set", "run.rounds=12", "--log-to", "tensorboard",
     )  # fmt: skip
     node = turnout(
         "client", "--server", address, "--app", "own_app:app", "--certs", "pki", "--name", "edge-1",
@@ -87,8 +89,31 @@ def test_node_and_server_are_scraped_with_certificates(turnout: Turnout, place: 
             timeout=30,
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    server.end()
+    rounds = server.end()["rounds"]
     node.end()
+    (events,) = (place / "runs").glob("*/tensorboard")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert len(accumulator.Scalars("clients/ok")) == rounds == 12
+
+
+def test_a_nodes_log_says_run_round_and_client(
+    turnout: Turnout, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own(place, 0)
+    (place / "pause").unlink()  # The app fails for want of it.
+    monkeypatch.setenv("TURNOUT_LOG_FORMAT", "json")
+    address = f"127.0.0.1:{free_port()}"
+    server = start_own(turnout, address, "own.toml", "--set", "run.rounds=2")
+    node = turnout("client", "--server", address, "--app", "own_app:app", "--clients", "0-1", "--json")
+    run_id = server.end()["run_id"]
+    node.end()
+    failures = [line for line in map(json.loads, node.said().splitlines()) if "Traceback" in line["message"]]
+    assert {(line["run"], line["round"], line["client"]) for line in failures} == {
+        (run_id, server_round, client) for server_round in (1, 2) for client in (0, 1)
+    }
+    told = [line for line in map(json.loads, server.said().splitlines()) if line.get("client") == 1]
+    assert [(line["run"], line["round"]) for line in told] == [(run_id, 1), (run_id, 2)]
 
 
 def test_labels_of_a_node_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,20 @@ def test_a_tracker_that_does_not_exist(text: str, said: str) -> None:
         TrackerSpec.parse(text)
 
 
+def test_a_comparison_shows_each_of_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(
+        '[run]\nrounds = 2\n[task]\nname = "digits"\nmodel = "softmax"\nnum_clients = 2\n'
+    )
+    command = [sys.executable, "-m", "turnout.cli", "simulate", "x.toml", "--compare", "fedavg,fedau"]
+    command += ["--log-to", "tensorboard:tb", "--no-plots"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "tb").iterdir(), key=lambda path: path.name)
+    assert sorted(folder.name.split("-")[3] for folder in folders) == ["fedau", "fedavg"]
+    for folder in folders:
+        assert len(read_events(folder).Scalars("evaluate/loss")) == 2
+
+
 def test_a_missing_extra_names_its_command(tmp_path: Path) -> None:
     code = (
         "import sys, importlib.util as u; real = u.find_spec; "
