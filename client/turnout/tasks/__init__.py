@@ -1,29 +1,36 @@
-"""Learning problems: data sets, models, and how examples are spread over clients."""
+"""Learning problems: data sets, models, and how examples are spread over clients.
+
+Without PyTorch only `External` is there: a server whose clients bring an app of their own needs no more.
+"""
 
 from __future__ import annotations
 
-from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
-from turnout.tasks.digits import Digits
+from importlib.util import find_spec as _find_spec
+
 from turnout.tasks.external import External
-from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
-from turnout.tasks.gaussian_mixture import GaussianMixture
-from turnout.tasks.grunfeld import Grunfeld
-from turnout.tasks.least_squares import LeastSquaresTask
-from turnout.tasks.losses import known_loss
-from turnout.tasks.mnist5k import Mnist5k
-from turnout.tasks.partition import (
-    Dirichlet,
-    Iid,
-    LabelMix,
-    LabelSwap,
-    Natural,
-    Partition,
-    Partitioner,
-    Shards,
-    make_partitioner,
-)
 from turnout.tasks.task import AdmmSolver, ClientData, Task
-from turnout.tasks.wls import Wls
+
+if _find_spec("torch") is not None:
+    from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
+    from turnout.tasks.digits import Digits
+    from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
+    from turnout.tasks.gaussian_mixture import GaussianMixture
+    from turnout.tasks.grunfeld import Grunfeld
+    from turnout.tasks.least_squares import LeastSquaresTask
+    from turnout.tasks.losses import known_loss
+    from turnout.tasks.mnist5k import Mnist5k
+    from turnout.tasks.partition import (
+        Dirichlet,
+        Iid,
+        LabelMix,
+        LabelSwap,
+        Natural,
+        Partition,
+        Partitioner,
+        Shards,
+        make_partitioner,
+    )
+    from turnout.tasks.wls import Wls
 
 __all__ = [
     "AdmmSolver",

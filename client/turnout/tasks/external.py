@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
 
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import CheckpointError, ConfigError
 from turnout.wire.model_file import read_model
 from turnout.wire.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register("external", kind="task", summary="Clients bring a ClientApp and data of their own")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import torch
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
 
 from turnout.wire.arrays import NDArray, as_array, view
 from turnout.wire.errors import ConfigError
+
+if TYPE_CHECKING:  # A server whose clients bring an app of their own has no PyTorch.
+    from torch import Tensor, nn
 
 Vector = NDArray
 
@@ -100,6 +101,8 @@ class Task(ABC):
 
     def seeded_model(self, seed: int) -> nn.Module:
         """Return `model` built under ``seed``; torch's global generator is left as it was."""
+        import torch
+
         with _building, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.model()
@@ -116,6 +119,8 @@ class Task(ABC):
         data = self.test_data()
         if data is None:
             return {}
+        import torch
+
         model = self.seeded_model(self.seed)
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
@@ -124,6 +129,8 @@ class Task(ABC):
 
     def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
         """Return `metrics` of ``model`` in evaluation mode on ``data``, in chunks that bound the memory."""
+        import torch
+
         totals: dict[str, float] = {}
         training = model.training
         model.eval()

@@ -6,18 +6,21 @@ import importlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from turnout.cli.metrics import MetricsAddress, MetricsOpen, MetricsOptions, MetricsPort, metrics_endpoint
 from turnout.cli.output import DONE, INTERRUPTED, REFUSED, Json, NoColor, Output, Quiet, Verbose
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
-    from turnout.client.node import ClientTls, NodeSummary
+    from turnout.client.node import ClientTls, NodeSummary, NodeWatch
+    from turnout.wire.metrics_registry import MetricsRegistry
 
 Server = Annotated[
     str, typer.Option(metavar="HOST:PORT", envvar="TURNOUT_SERVER", help="Where the server listens.")
@@ -98,6 +101,9 @@ def client(
     certs: Certs = None,
     insecure: Insecure = False,
     connect_timeout: ConnectTimeout = 60.0,
+    metrics_address: MetricsAddress = None,
+    metrics_port: MetricsPort = None,
+    metrics_open: MetricsOpen = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -109,6 +115,7 @@ def client(
     """
     with Output(quiet=quiet, verbose=verbose, no_color=no_color, as_json=as_json) as output:
         from turnout.client.node import NodeRefused, NodeUnreachable, parse_clients, run_node
+        from turnout.wire import ConfigError
 
         partitions = None if clients is None else parse_clients(clients)
         tags = _tags(tag or [])
@@ -118,25 +125,50 @@ def client(
             chosen, examples, described = _choose(app, file, None if device == "auto" else device)
         place = f" on {described}" if described else ""
         output.say(f"node {called}: client {clients or 'of any number'} for {server}{place}", markup=False)
+        metrics = MetricsOptions(metrics_address, metrics_port, metrics_open)
         try:
-            summary = run_node(
-                server,
-                chosen,
-                partitions,
-                name=called,
-                state_dir=state_dir,
-                tls=tls,
-                workers=workers,
-                max_rounds=max_rounds,
-                device=described,
-                tags=tags,
-                examples=examples,
-                insecure=insecure,
-                connect_timeout=connect_timeout,
-            )
+            with _metrics(metrics, tls, output) as watch:
+                summary = run_node(
+                    server,
+                    chosen,
+                    partitions,
+                    name=called,
+                    state_dir=state_dir,
+                    tls=tls,
+                    workers=workers,
+                    max_rounds=max_rounds,
+                    device=described,
+                    tags=tags,
+                    examples=examples,
+                    insecure=insecure,
+                    connect_timeout=connect_timeout,
+                    watch=watch,
+                )
         except (NodeRefused, NodeUnreachable) as error:
             raise output.failure(error, REFUSED) from error
+        except ConfigError as error:
+            if isinstance(error.__cause__, OSError):  # An address that is in use.
+                raise output.failure(error, REFUSED) from error
+            raise
         _conclude(summary, output)
+
+
+@contextmanager
+def _metrics(options: MetricsOptions, tls: ClientTls | None, output: Output) -> Iterator[NodeWatch]:
+    """Serve the node's metrics, if asked to; give what it must tell."""
+    from turnout.client.node import NodeWatch
+
+    with metrics_endpoint(options, output) as registry:
+        yield NodeWatch() if registry is None else _watch(registry, tls)
+
+
+def _watch(registry: MetricsRegistry, tls: ClientTls | None) -> NodeWatch:
+    from turnout.client.node.metrics import NodeMetrics
+    from turnout.wire.metrics_certificates import watch_certificates
+
+    if tls is not None and tls.certificate is not None:
+        watch_certificates(registry, {"ca": Path(tls.ca), "node": Path(tls.certificate)})
+    return NodeMetrics(registry)
 
 
 def _conclude(summary: NodeSummary, output: Output) -> None:

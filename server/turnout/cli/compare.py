@@ -22,12 +22,20 @@ from turnout.server.recorder import RunRecorder
 from turnout.server.run_directory import RunDirectory, directory_name, new_run_id
 from turnout.server.run_plots import plot_comparison
 from turnout.server.store import RunStore
+from turnout.server.trackers import TrackingCallback
 from turnout.simulation.run import simulate
 from turnout.wire import ConfigError
 
 
 def run_comparison(
-    experiment: Experiment, names: str, output: Output, *, file: Path | None, study: str | None, plots: bool
+    experiment: Experiment,
+    names: str,
+    output: Output,
+    *,
+    file: Path | None,
+    study: str | None,
+    plots: bool,
+    trackers: TrackingCallback,
 ) -> bool:
     """Run every strategy of ``names`` (separated by commas) and show one table.
 
@@ -51,7 +59,7 @@ def run_comparison(
             f"{first.task.num_clients} clients, {experiment.run.rounds} rounds each",
             markup=False,
         )
-        summaries = _run_all(variants, store, study_id, first, output)
+        summaries = _run_all(variants, store, study_id, first, output, trackers)
         output.resume_hint = ""
         histories = [
             RunHistory.load(store, store.run(summary.run_id), label)
@@ -61,7 +69,12 @@ def run_comparison(
 
 
 def _run_all(
-    variants: Sequence[Experiment], store: RunStore, study_id: str, federation: Federation, output: Output
+    variants: Sequence[Experiment],
+    store: RunStore,
+    study_id: str,
+    federation: Federation,
+    output: Output,
+    trackers: TrackingCallback,
 ) -> list[RunSummary]:
     earlier = {run.strategy: run.id for run in store.runs(study=study_id)}
     summaries: list[RunSummary] = []
@@ -72,11 +85,12 @@ def _run_all(
                 progress.begin(variant.label, num_clients=recorder.run.num_clients)
                 if not summaries:
                     output.say(f"executor: {executor}", markup=False)
+                trackers.begin(recorder.run, recorder.directory.path)
 
             summary = simulate(
                 variant,
                 resume=earlier.get(variant.label),
-                callbacks=[progress],
+                callbacks=[trackers, progress],
                 started=started,
                 study=study_id,
                 task=federation.task,

@@ -14,6 +14,9 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
+
+from turnout.cli.json_log import JsonFormatter, wants_json
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -30,6 +33,7 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="No colours (NO_COLOR 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else there.")]
 
 _PLAIN_WIDTH: Final = 120
+_cli_log: Final = logging.getLogger("turnout.cli")
 _SECURITY: Final = "turnout.server.fleet.security"
 
 
@@ -41,17 +45,38 @@ class Output:
         self.out = _console(sys.stdout, no_color)
         self.err = _console(sys.stderr, no_color)
         self.resume_hint = ""
+        self.as_log = wants_json()
+        self.about: dict[str, Any] = {}
+        """What log lines are about from now on: ``run``, ``round``."""
         self._levels: dict[str, int] = {}
-        self._handler = _ConsoleHandler(self.err)
+        self._handler: logging.Handler = _ConsoleHandler(self.err)
+        if self.as_log:
+            self._handler = logging.StreamHandler(sys.stderr)
+            self._handler.setFormatter(JsonFormatter(self.about))
 
     def say(self, text: RenderableType = "", **style: Any) -> None:
         """Talk: to stderr, unless quiet."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.as_log:
+            self._log(logging.INFO, text, markup=style.get("markup", True))
+        else:
             self.err.print(text, **style)
 
-    def warn(self, text: str) -> None:
-        """Talk that matters even when quiet."""
-        self.err.print(text, markup=False, style="yellow")
+    def warn(self, text: str, *, client: int | None = None) -> None:
+        """Talk that matters even when quiet; ``client`` is whom it is about."""
+        if self.as_log:
+            self._log(logging.WARNING, text, client=client)
+        else:
+            self.err.print(text, markup=False, style="yellow")
+
+    def _log(
+        self, level: int, text: RenderableType, *, markup: bool = False, client: int | None = None
+    ) -> None:
+        plain = Text.from_markup(text).plain if markup and isinstance(text, str) else str(text)
+        if plain.strip():
+            about = {} if client is None else {"client": client}
+            _cli_log.log(level, "%s", plain.strip(), extra=about)
 
     def show(self, result: RenderableType) -> None:
         """Print a result for people to stdout; not with ``--json``."""
@@ -68,7 +93,7 @@ class Output:
     @property
     def live(self) -> bool:
         """Whether progress can be drawn in place."""
-        return self.err.is_terminal and not self.quiet
+        return self.err.is_terminal and not self.quiet and not self.as_log
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -82,7 +107,8 @@ class Output:
     def __enter__(self) -> Output:
         root = logging.getLogger("turnout")
         self._levels = {name: logging.getLogger(name).level for name in ("turnout", "flwr", _SECURITY)}
-        root.setLevel(logging.INFO if self.verbose else logging.ERROR)
+        usual, more = (logging.INFO, logging.DEBUG) if self.as_log else (logging.ERROR, logging.INFO)
+        root.setLevel(more if self.verbose else usual)
         root.addHandler(self._handler)
         if not self.verbose:  # Whoever runs a server must hear of someone who tries a foreign name.
             logging.getLogger(_SECURITY).setLevel(logging.WARNING)
@@ -93,17 +119,18 @@ class Output:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        logging.getLogger("turnout").removeHandler(self._handler)
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
-        if error is None or isinstance(error, (typer.Exit, SystemExit, GeneratorExit)):
-            return
-        raise typer.Exit(self._report(error)) from error
+        try:
+            if error is None or isinstance(error, (typer.Exit, SystemExit, GeneratorExit)):
+                return
+            raise typer.Exit(self._report(error)) from error
+        finally:
+            logging.getLogger("turnout").removeHandler(self._handler)
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
 
     def failure(self, error: BaseException, code: int) -> typer.Exit:
         """Say what went wrong, and how to go on; return what to raise to end with ``code``."""
-        if self.verbose:
-            traceback.print_exception(error, file=sys.stderr)
+        self._show_traceback(error)
         self._complain(error, expected=True)
         return typer.Exit(code)
 
@@ -111,24 +138,32 @@ class Output:
         from turnout.wire import ConfigError, TurnoutError
 
         if isinstance(error, KeyboardInterrupt):
-            self.err.print(
-                "\nInterrupted. " + (self.resume_hint or "Nothing was left behind."),
-                markup=False,
-                soft_wrap=True,  # A command must survive being copied.
-            )
+            said = "\nInterrupted. " + (self.resume_hint or "Nothing was left behind.")
+            if self.as_log:
+                self._log(logging.WARNING, said)
+            else:  # A command must survive being copied.
+                self.err.print(said, markup=False, soft_wrap=True)
             return INTERRUPTED
         if isinstance(error, BrokenPipeError):  # The reader of our stdout (head, less) has seen enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DONE
-        if self.verbose:
-            traceback.print_exception(error, file=sys.stderr)
+        self._show_traceback(error)
         self._complain(error, expected=isinstance(error, TurnoutError))
         if isinstance(error, ConfigError):
             return BAD_INPUT
         return REFUSED if _is_refusal(error) else FAILED
 
+    def _show_traceback(self, error: BaseException) -> None:
+        if self.verbose and self.as_log:
+            _cli_log.error("%s", error, exc_info=error)
+        elif self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+
     def _complain(self, error: BaseException, *, expected: bool) -> None:
         for line in self._lines(error, expected):
+            if self.as_log:
+                self._log(logging.ERROR, line)
+                continue
             self.err.print("[bold red]error:[/] ", end="")
             self.err.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.resume_hint:

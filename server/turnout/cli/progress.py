@@ -90,6 +90,7 @@ class RunProgress(Callback):
         numbers = "  ".join(_numbers(self._metrics))
         people = f"{present} of {self._clients} clients"
         people += f", {troubled} failed" if troubled else ""
+        self._output.about["round"] = report.server_round
         self._tell_failures(report)
         if self._output.live and self._task is not None:
             self._progress.update(
@@ -98,7 +99,7 @@ class RunProgress(Callback):
                 numbers=f"{numbers}  [dim]{people}[/]",
                 curve=sparkline(self._curve),
             )
-        elif time.monotonic() - self._said >= _LINE_SECONDS or report.server_round == self._last:
+        elif self._due(report.server_round):
             self._said = time.monotonic()
             seconds = sum(
                 report.seconds.get(phase, 0.0) for phase in ("select", "train", "finish", "evaluate")
@@ -110,17 +111,23 @@ class RunProgress(Callback):
             )
         self._stop.check()
 
+    def _due(self, server_round: int) -> bool:
+        """Whether the round gets a line: a log gets all of them, people two a second."""
+        pause = time.monotonic() - self._said
+        return self._output.as_log or pause >= _LINE_SECONDS or server_round == self._last
+
     def _tell_failures(self, report: RoundReport) -> None:
         for client in report.clients:
             if client.outcome not in ("failed", "rejected"):
                 continue
             self._failures += 1
-            if self._failures <= _SHOWN_FAILURES:
+            if self._failures <= _SHOWN_FAILURES or self._output.as_log:
                 self._output.warn(
                     f"client {client.client} {client.outcome} in round {report.server_round}: "
-                    f"{client.reason.strip()}"
+                    f"{client.reason.strip()}",
+                    client=client.client,
                 )
-            if self._failures == _SHOWN_FAILURES:
+            if self._failures == _SHOWN_FAILURES and not self._output.as_log:
                 self._output.warn("further failures are counted, and kept in the run store")
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from turnout.cli.metrics import MetricsAddress, MetricsOpen, MetricsOptions, MetricsPort, metrics_endpoint
 from turnout.cli.output import REFUSED, TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
-from turnout.cli.simulate import File, NoPlots, Resume, Set, finish_run
+from turnout.cli.simulate import File, NoPlots, Set, finish_run
+from turnout.cli.tracking import LogTo, tracking
 
 if TYPE_CHECKING:
     from turnout.cli.stopping import StopSignals
@@ -42,12 +44,6 @@ Insecure = Annotated[
         "--insecure", envvar="TURNOUT_INSECURE", help="Plain text beyond this machine: anyone can read along."
     ),
 ]
-MetricsAddress = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT", envvar="TURNOUT_METRICS_ADDRESS", help="Serve Prometheus metrics at /metrics."
-    ),
-]
 EnrolAddress = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +59,24 @@ Store = Annotated[
         help="With --resume and no FILE, where the run is: a directory, an SQLite file or a database URL.",
     ),
 ]
+PerClientMetrics = Annotated[
+    bool,
+    typer.Option(
+        "--per-client-metrics",
+        envvar="TURNOUT_PER_CLIENT_METRICS",
+        help="With metrics: gauges for every client, its number as label. For at most 200 clients.",
+    ),
+]
+
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help='Go on with a run: its id, its directory, or "last". With FILE, "auto" goes on with its newest '
+        "run, or starts the first one: for whatever restarts servers.",
+    ),
+]
+AUTO: Final = "auto"
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:9091"
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -76,9 +90,13 @@ def server(
     certs: Certs = None,
     insecure: Insecure = False,
     metrics_address: MetricsAddress = None,
+    metrics_port: MetricsPort = None,
+    metrics_open: MetricsOpen = False,
+    per_client_metrics: PerClientMetrics = False,
     enrol_address: EnrolAddress = None,
     store: Store = "runs",
     no_plots: NoPlots = False,
+    log_to: LogTo = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -93,9 +111,12 @@ def server(
         from turnout.experiment.serve import AddressError, Deployment, QuorumMissed
 
         deployment = Deployment(address=address, certs=certs, insecure=insecure)
+        # Who said that models may travel in plain text has said so of numbers about them.
+        metrics = MetricsOptions(metrics_address, metrics_port, open=metrics_open or insecure)
         with StopSignals(_STOPS) as stop:
             try:
-                run = _Run(output, stop, file, deployment, metrics_address, enrol_address)
+                run = _Run(output, stop, file, deployment, metrics, enrol_address)
+                run.per_client, run.log_to = per_client_metrics, log_to or []
                 reached = run.go(overrides or [], resume, store, plots=not no_plots)
             except AddressError as error:
                 raise output.failure(error, REFUSED) from error
@@ -117,11 +138,13 @@ class _Run:
         stop: StopSignals,
         file: Path | None,
         deployment: Deployment,
-        metrics_address: str | None,
+        metrics: MetricsOptions,
         enrol_address: str | None,
     ) -> None:
         self.output, self.stop, self.file = output, stop, file
-        self.deployment, self.metrics_address, self.enrol_address = deployment, metrics_address, enrol_address
+        self.deployment, self.metrics, self.enrol_address = deployment, metrics, enrol_address
+        self.per_client = False
+        self.log_to: list[str] = []
 
     def go(self, overrides: list[str], resume: str | None, location: str, *, plots: bool) -> bool:
         """Run it, show its table, and return whether its target (if it has one) was reached."""
@@ -132,6 +155,11 @@ class _Run:
         with self.output.working("Reading the experiment"):
             self.experiment, store = _open(self.file, overrides, resume, location)
         self.stop.idle = lambda: False
+        if resume == AUTO:
+            resume, over = _newest(self.experiment)
+            if over:
+                self.output.say(f"run {resume} is finished; there is nothing to do", markup=False)
+                return True
         with ExitStack() as stack:
             if store is not None:
                 stack.enter_context(store)
@@ -147,6 +175,7 @@ class _Run:
         with (
             self._metrics() as watched,
             self._enrolment(),
+            tracking(self.log_to, self.output) as trackers,
             RunProgress(self.output, [self.experiment.label], stop=self.stop) as progress,
         ):
 
@@ -155,7 +184,8 @@ class _Run:
                 run.grid.on_idle, self.stop.idle = self.stop.check, lambda: run.grid.idle
                 progress.begin(self.experiment.label, num_clients=run.grid.num_clients)
                 self._introduce(run)
-                yield (*watched(run), progress)
+                trackers.begin(run.recorder.run, run.recorder.directory.path)
+                yield (*watched(run), trackers, progress)
 
             return serve(
                 self.experiment, self.deployment, resume=resume, store=store, beside=beside, plots=plots
@@ -164,25 +194,37 @@ class _Run:
     @contextmanager
     def _metrics(self) -> Iterator[Callable[[Opened], Sequence[Callback]]]:
         """Serve metrics, if asked to; give what makes a run's callbacks."""
-        if self.metrics_address is None:
-            yield lambda run: ()
-            return
-        from turnout.server.metrics import FleetCollector, MetricsCallback, MetricsRegistry, MetricsServer
         from turnout.wire import ConfigError
 
-        registry = MetricsRegistry()
+        with ExitStack() as stack:
+            try:
+                registry = stack.enter_context(metrics_endpoint(self.metrics, self.output))
+            except ConfigError as error:
+                raise _address_error(error) from error
+            if registry is None:
+                if self.per_client:
+                    raise ConfigError("--per-client-metrics needs --metrics-address HOST:PORT.")
+                yield lambda run: ()
+                return
+            from turnout.server.metrics import FleetCollector, MetricsCallback
+            from turnout.wire.metrics_certificates import watch_certificates
 
-        def watched(run: Opened) -> Sequence[Callback]:
-            registry.register(FleetCollector(run.server))
-            row = run.recorder.run
-            return (MetricsCallback(registry, run=row.id, strategy=row.strategy, recorder=run.recorder),)
+            if (certs := self.deployment.certs) is not None:
+                watch_certificates(registry, {"ca": certs / "ca.pem", "server": certs / "server.pem"})
 
-        try:
-            server = MetricsServer(self.metrics_address, registry, insecure=self.deployment.insecure)
-        except ConfigError as error:
-            raise _address_error(error) from error
-        with server as endpoint:
-            self.output.say(f"metrics at {endpoint.url}", markup=False)
+            def watched(run: Opened) -> Sequence[Callback]:
+                registry.register(FleetCollector(run.server))
+                row = run.recorder.run
+                return (
+                    MetricsCallback(
+                        registry,
+                        run=row.id,
+                        strategy=row.strategy,
+                        recorder=run.recorder,
+                        per_client=self.per_client,
+                    ),
+                )
+
             yield watched
 
     @contextmanager
@@ -214,6 +256,7 @@ class _Run:
 
         recorder, clients = run.recorder, run.grid.num_clients
         row, label, output = recorder.run, self.experiment.label, self.output
+        output.about["run"] = row.id
         output.resume_hint = f"Continue with: {self._resume_command(run)}"
         done = recorder.last_round
         again = f"continues after round {done}" if done else f"{row.num_rounds} rounds"
@@ -280,7 +323,7 @@ def _open(
 
     if file is not None:
         return load_experiment(file, overrides), None
-    if resume is None:
+    if resume in (None, AUTO):
         raise ConfigError(
             "no experiment given: name a file, for example turnout server examples/digits.toml."
         )
@@ -295,3 +338,14 @@ def _open(
     except BaseException:
         store.close()
         raise
+
+
+def _newest(experiment: Experiment) -> tuple[str | None, bool]:
+    """Return the id of the newest run with the experiment's name, if any, and whether it is over."""
+    from turnout.experiment.recorded import open_store
+
+    with open_store(experiment) as store:
+        for row in store.runs():
+            if row.name == experiment.run.name:
+                return row.id, row.status == "finished" and experiment.run.rounds <= row.num_rounds
+    return None, False

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turnout.cli.output import TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
+from turnout.cli.tracking import LogTo, tracking
 
 if TYPE_CHECKING:
     from turnout.experiment import Experiment
     from turnout.experiment.recorded import RunSummary
     from turnout.server.recorder import RunRecorder
     from turnout.server.store import RunStore
+    from turnout.server.trackers import TrackingCallback
 
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="The experiment, a TOML file. Not needed with --resume.")
@@ -42,6 +44,7 @@ def simulate(
     compare: Compare = None,
     resume: Resume = None,
     no_plots: NoPlots = False,
+    log_to: LogTo = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -51,12 +54,23 @@ def simulate(
     with Output(quiet=quiet, verbose=verbose, no_color=no_color, as_json=as_json) as output:
         with output.working("Reading the experiment"):
             experiment = _experiment(file, overrides or [], resume)
-        if compare is not None:
-            from turnout.cli.compare import run_comparison
+        with tracking(log_to, output) as trackers:
+            if compare is not None:
+                from turnout.cli.compare import run_comparison
 
-            reached = run_comparison(experiment, compare, output, file=file, study=resume, plots=not no_plots)
-        else:
-            reached = _run(experiment, output, file=file, resume=resume, plots=not no_plots)
+                reached = run_comparison(
+                    experiment,
+                    compare,
+                    output,
+                    file=file,
+                    study=resume,
+                    plots=not no_plots,
+                    trackers=trackers,
+                )
+            else:
+                reached = _run(
+                    experiment, output, file=file, resume=resume, plots=not no_plots, trackers=trackers
+                )
         if not reached:
             raise typer.Exit(TARGET_MISSED)
 
@@ -81,7 +95,13 @@ def _experiment(file: Path | None, overrides: list[str], resume: str | None) -> 
 
 
 def _run(
-    experiment: Experiment, output: Output, *, file: Path | None, resume: str | None, plots: bool
+    experiment: Experiment,
+    output: Output,
+    *,
+    file: Path | None,
+    resume: str | None,
+    plots: bool,
+    trackers: TrackingCallback,
 ) -> bool:
     """Run one experiment, show its table, and return whether its target (if it has one) was reached."""
     from turnout.cli.progress import RunProgress
@@ -92,6 +112,8 @@ def _run(
 
         def started(recorder: RunRecorder, executor: str) -> None:
             run = recorder.run
+            output.about["run"] = run.id
+            trackers.begin(run, recorder.directory.path)
             progress.begin(experiment.label, num_clients=run.num_clients)
             output.resume_hint = f"Continue with: turnout simulate {file or ''} --resume {run.id}".replace(
                 "  ", " "
@@ -107,7 +129,9 @@ def _run(
             )
             output.say(f"executor: {executor}", markup=False)
 
-        summary = simulate(experiment, resume=resume, callbacks=[progress], started=started, plots=plots)
+        summary = simulate(
+            experiment, resume=resume, callbacks=[trackers, progress], started=started, plots=plots
+        )
     output.resume_hint = ""
     with open_store(experiment) as store:
         return finish_run(experiment, store, summary, output, file=file, plots=plots)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from turnout.experiment.check import KNOWN, blamed
 from turnout.experiment.methods import load_methods
 from turnout.experiment.model import Experiment
 from turnout.experiment.options import NONE_WORD, accepted_options
 from turnout.experiment.participation import Clients, build_participation
+from turnout.experiment.sections import EXTERNAL as EXTERNAL
 from turnout.simulation import LocalGrid
 from turnout.simulation.participation import ParticipationModel
 from turnout.strategies import StreamingStrategy
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from turnout.tasks import Task
 
 T = TypeVar("T")
-EXTERNAL: Final = "external"  # The task of clients that bring an app and data of their own.
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from turnout.experiment.methods import has_torch
 from turnout.experiment.options import (
     NONE_WORD,
     Option,
@@ -16,7 +17,7 @@ from turnout.experiment.options import (
     check_options,
     shown_value,
 )
-from turnout.experiment.sections import Method, Section
+from turnout.experiment.sections import EXTERNAL, Method, Section
 from turnout.wire import ConfigError, find, unknown_name
 
 S = TypeVar("S", bound=Section)
@@ -55,14 +56,27 @@ def check_section(name: str, table: Mapping[str, Any], model: type[S]) -> tuple[
 
 def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Return the sections with converted options and filled defaults, and every problem found."""
+    task = values.get("task")
+    external = task is not None and task.name == EXTERNAL
+    if task is not None and not external and not has_torch():
+        return values, [
+            Problem(
+                ("task", "name"),
+                f"task.name = {task.name!r} needs PyTorch, which is not installed here; pip install torch, "
+                f"or take task.name = {EXTERNAL!r}, whose clients bring an app of their own.",
+            )
+        ]
     checked, problems = dict(values), []
     for section in ("task", "strategy", "participation", "link"):
         method = values.get(section)
         if method is not None:
             checked[section], found = check_method(section, method)
             problems += found
-    checked["client"], found = check_client(values.get("client", {}), "client")
-    problems += found
+    if external:
+        checked["client"] = {}  # Nobody reads it: how its clients train is their app's affair.
+    else:
+        checked["client"], found = check_client(values.get("client", {}), "client")
+        problems += found
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
     return checked, problems

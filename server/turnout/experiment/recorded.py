@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flwr.app import ArrayRecord, MetricRecord
 
 from turnout.experiment.model import Experiment
+from turnout.experiment.sections import EXTERNAL
 from turnout.server.recorder import RunDescription, RunRecorder
 from turnout.server.schema import RunRow
 from turnout.server.store import RunStore
@@ -126,10 +127,11 @@ def resume_recorder(
 def differing_keys(experiment: Experiment, run: RunRow) -> list[str]:
     """Return what ``experiment`` would compute differently from ``run``, as ``key (was old, is new)``."""
     new, old = _flat(experiment.resolved()), _flat(run.config)
+    harmless = (*_HARMLESS, "client.") if experiment.task.name == EXTERNAL else _HARMLESS
     return [
         f"{key} (was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r})"
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and key != "run.rounds" and not key.startswith(_HARMLESS)
+        if new.get(key) != old.get(key) and key != "run.rounds" and not key.startswith(harmless)
     ]
 
 

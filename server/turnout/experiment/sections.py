@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+EXTERNAL: Final = "external"  # The task of clients that bring an app and data of their own.
 
 
 class Section(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from turnout.client.node.node import Node, NodeSummary, NodeUnreachable, run_node
 from turnout.client.node.options import ClientTls, NodeOptions, parse_clients
 from turnout.client.node.session import NodeRefused
+from turnout.client.node.watch import NodeWatch
 
 __all__ = [
     "ClientTls",
@@ -13,6 +14,7 @@ __all__ = [
     "NodeRefused",
     "NodeSummary",
     "NodeUnreachable",
+    "NodeWatch",
     "parse_clients",
     "run_node",
 ]

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from turnout.client.node.journal import ClientJournal, Entry, OpenJournal, request_digest
 from turnout.client.node.runner import AppFailed, Federation, run_app
+from turnout.client.node.watch import NodeWatch
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.arrays import NDArray
 from turnout.wire.buffer_pool import BufferPool
@@ -30,6 +31,11 @@ CountExamples = Callable[[int, Mapping[str, Any]], int]
 _QUICK_SECONDS: Final = 0.005
 _BURST_SECONDS: Final = 0.05
 _KEPT_BUFFERS: Final = 2
+_OUTCOMES: Final = {
+    pb.OUTCOME_ACCEPTED: "accepted",
+    pb.OUTCOME_LATE: "late",
+    pb.OUTCOME_DUPLICATE: "duplicate",
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +47,7 @@ class NodeTask:
     missing: set[int]
     reply: EncodedReply | None = None
     cancelled: bool = False
+    failed: bool = False
     began: float = 0.0
     seconds: float = 0.0
     upload: int = 0
@@ -97,8 +104,10 @@ class TaskBoard:
         finished: Callable[[NodeTask], None],
         *,
         max_request_bytes: int = 16 << 30,
+        watch: NodeWatch | None = None,
     ) -> None:
         self._app = app
+        self._watch = watch or NodeWatch()
         self._open_journal = open_journal
         self._pool = pool
         self._max_bytes = max_request_bytes
@@ -224,6 +233,7 @@ class TaskBoard:
         task = self._tasks.pop(task_id, None)
         if task is not None:
             task.cancelled = True
+            self._watch.settled("cancelled")
 
     def acknowledged(self, ack: pb.Ack) -> None:
         """Take note of a reply's outcome and let it go."""
@@ -231,16 +241,22 @@ class TaskBoard:
         if task is None:
             return
         task.cancelled = True
+        self._watch.settled("failed" if task.failed else _OUTCOMES.get(ack.outcome, "rejected"))
         if ack.outcome == pb.OUTCOME_ACCEPTED and task.trains:
             hosted = self._hosted[task.offer.client]
             hosted.rounds += 1
             hosted.journal.accepted(task.work.server_round)
-            log.debug("client %s, round %s: the reply counts", task.offer.client, task.work.server_round)
+            log.debug("client %s, round %s: the reply counts",
+                      task.offer.client, task.work.server_round, extra=self._about(task))  # fmt: skip
         elif ack.outcome != pb.OUTCOME_ACCEPTED:
             log.warning("client %s, round %s: the reply is refused, %s: %s",
-                        task.offer.client, task.work.server_round, ack.reason, ack.detail)  # fmt: skip
+                        task.offer.client, task.work.server_round, ack.reason, ack.detail,
+                        extra=self._about(task))  # fmt: skip
 
     # Work.
+
+    def _about(self, task: NodeTask) -> dict[str, Any]:
+        return {"run": self._federation.run, "round": task.work.server_round, "client": task.offer.client}
 
     def _start(self, task: NodeTask) -> None:
         blocks = {i: self._payloads[i].buffer[: self._payloads[i].size] for i in payload_ids(task.work)}
@@ -282,6 +298,9 @@ class TaskBoard:
         task.reply = reply
         task.seconds = time.monotonic() - task.began
         self.replies += 1
+        self._watch.worked(
+            task.seconds, trained=task.trains, examples=reply.num_examples or 0, failed=task.failed
+        )
         if not task.cancelled:
             self._finished(task)
 
@@ -305,11 +324,12 @@ class TaskBoard:
             if here:
                 hosted.seconds[task.work.message_type] = math.inf
                 return None
-            log.warning("%s", failure)
+            task.failed = True
+            log.warning("%s", failure, extra=self._about(task))
             return encode_failure(str(failure))
         except Exception as error:
-            client = task.offer.client
-            log.exception("client %s: the task failed outside the ClientApp", client)
+            client, task.failed = task.offer.client, True
+            log.exception("client %s: the task failed outside the ClientApp", client, extra=self._about(task))
             return encode_failure(f"client {client}: {type(error).__name__}: {error}")
 
     def _reply(self, task: NodeTask, hosted: _Hosted, blocks: dict[int, NDArray]) -> EncodedReply:

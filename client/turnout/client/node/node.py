@@ -62,6 +62,7 @@ class Node:
             self._pool,
             self._finished,
             max_request_bytes=options.max_request_bytes,
+            watch=options.watch,
         )
         self._session: Session | None = None
         self._stopping = asyncio.Event()
@@ -114,6 +115,7 @@ class Node:
             if not serving.cancelled():
                 raise
         finally:
+            self._options.watch.connected(0)
             for task in (serving, leaving, beating):
                 task.cancel()
 

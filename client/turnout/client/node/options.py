@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import grpc
 
+from turnout.client.node.watch import NodeWatch
 from turnout.wire.errors import ConfigError
 from turnout.wire.framing import MAX_FRAME_BYTES
 from turnout.wire.pem import read_certificate, read_key
@@ -63,6 +64,8 @@ class NodeOptions:
         After a stop was asked for, time for tasks under way.
     connect_timeout
         Longest wait for the first contact with a server; None waits for ever. Later a node always comes back.
+    watch
+        Is told what the node does, such as `turnout.client.node.metrics.NodeMetrics`.
     """
 
     name: str = field(default_factory=lambda: socket.gethostname().split(".")[0] or "node")
@@ -79,6 +82,7 @@ class NodeOptions:
     max_request_bytes: int = 16 << 30
     drain: float = 10.0
     connect_timeout: float | None = None
+    watch: NodeWatch = field(default_factory=NodeWatch)
     keepalive: float = 10.0
     keepalive_timeout: float = 10.0
     backoff: float = 0.1

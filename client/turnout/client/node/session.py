@@ -63,7 +63,7 @@ class Session:
         self._options = options
         self._outbox = Outbox()
         self._call: grpc.aio.StreamStreamCall[Any, Any] = channel.stream_stream(
-            _METHOD, request_serializer=None, response_deserializer=_read
+            _METHOD, request_serializer=None, response_deserializer=self._read
         )()
         self.welcomed = False
         self.over = False
@@ -132,7 +132,15 @@ class Session:
             self._send(progress=pb.Progress(client=task.offer.client, task=task.offer.id, metrics=metrics))
 
     async def _write(self, frame: bytes) -> None:
+        self._options.watch.traffic(sent=len(frame))
         await self._call.write(frame)
+
+    def _read(self, raw: bytes) -> Chunk | pb.ServerMessage | FrameError:
+        self._options.watch.traffic(received=len(raw))
+        try:
+            return decode_server(raw)
+        except FrameError as error:
+            return error
 
     def _send(self, **body: Any) -> None:
         self._outbox.send(pb.ClientMessage(**body).SerializeToString())
@@ -196,6 +204,7 @@ class Session:
         config = decode_scalars(welcome.run_config)
         self._board.welcome(Federation(welcome.run, welcome.num_clients, config), ids)
         self.welcomed = True
+        self._options.watch.connected(len(ids))
         for task in self._board.ready():
             self.offer_reply(task)
         self._counting = asyncio.create_task(self._tell_examples(ids))
@@ -233,10 +242,3 @@ def _frames(task: NodeTask, upload: int, pieces: Sequence[memoryview]) -> Iterat
         if task.upload != upload or task.cancelled:
             return
         yield frame
-
-
-def _read(raw: bytes) -> Chunk | pb.ServerMessage | FrameError:
-    try:
-        return decode_server(raw)
-    except FrameError as error:
-        return error

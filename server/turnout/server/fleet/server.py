@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import secrets
 import threading
@@ -24,6 +23,7 @@ from turnout.server.fleet.roster import Roster
 from turnout.server.fleet.servicer import SERVICE, FleetServicer
 from turnout.server.fleet.tls import ServerTls
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire.address import is_loopback as is_loopback
 from turnout.wire.errors import ConfigError
 from turnout.wire.event_loop import new_event_loop
 
@@ -221,14 +221,3 @@ class FleetServer:
             if late > _PAUSE_SECONDS:
                 self.paused += late
                 log.warning("this process did not run for %.1f seconds; deadlines wait as long.", late)
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether ``host:port`` can only be reached from this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

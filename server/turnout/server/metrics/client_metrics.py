@@ -13,8 +13,8 @@ from typing import Final
 
 from prometheus_client import Gauge, Histogram
 
-from turnout.server.metrics.registry import MetricsRegistry
 from turnout.strategies import ClientReport, RoundReport
+from turnout.wire.metrics_registry import MetricsRegistry
 
 _LARGEST: Final = 1e15  # Numbers come from clients, and a sum must not be spoiled by one of them.
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import Counter, Gauge, Histogram
 
 from turnout.server.metrics.client_metrics import ClientMetrics
-from turnout.server.metrics.registry import MetricsRegistry
 from turnout.strategies import Callback, RoundReport
 from turnout.wire import ConfigError
+from turnout.wire.metrics_registry import MetricsRegistry
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Result
@@ -157,8 +157,9 @@ class MetricsCallback(Callback):
     def _check_size(self, clients: int) -> None:
         if self._per_client and clients > MOST_PER_CLIENT:
             raise ConfigError(
-                f"per_client=True is for at most {MOST_PER_CLIENT} clients and this run has {clients}; "
-                "leave it out: the run store has every client's numbers, and exemplars name clients."
+                f"per_client=True (--per-client-metrics) is for at most {MOST_PER_CLIENT} clients and this "
+                f"run has {clients}; leave it out: the run store has every client's numbers, and exemplars "
+                "name clients."
             )
 
 

@@ -1,4 +1,7 @@
-"""The HTTP endpoint that Prometheus scrapes, ``/metrics``, and ``/healthz`` for whoever runs the process."""
+"""The HTTP endpoint that Prometheus scrapes, ``/metrics``, and ``/healthz`` for whoever runs the process.
+
+Import it only where metrics are asked for: nothing else needs ``prometheus_client``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-from turnout.server.fleet.server import is_loopback
-from turnout.wire import ConfigError
+from turnout.wire.address import is_loopback
+from turnout.wire.errors import ConfigError
 
 _MOST_AT_ONCE: Final = 8
 _PATIENCE_SECONDS: Final = 10.0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
-
-from turnout.server.environment import package_version
 
 _STATM: Final = Path("/proc/self/statm")
 
@@ -22,7 +21,7 @@ class MetricsRegistry(CollectorRegistry):
     def __init__(self) -> None:
         super().__init__()
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        versions = {name: package_version(name) or "none" for name in ("turnout", "flwr", "torch")}
+        versions = {name: _version(name) for name in ("turnout", "flwr", "torch")}
         build = Gauge(
             "turnout_build_info",
             "Versions of what this process runs; the value is 1.",
@@ -38,6 +37,13 @@ class MetricsRegistry(CollectorRegistry):
         )
         if _STATM.exists():
             self.memory.labels("process").set_function(_resident_bytes)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _resident_bytes() -> float:
