@@ -81,10 +81,10 @@ def _run_all(
     with RunProgress(output, [variant.label for variant in variants]) as progress:
         for variant in variants:
 
-            def started(recorder: RunRecorder, executor: str, variant: Experiment = variant) -> None:
+            def started(recorder: RunRecorder, variant: Experiment = variant) -> None:
                 progress.begin(variant.label, num_clients=recorder.run.num_clients)
                 if not summaries:
-                    output.say(f"executor: {executor}", markup=False)
+                    output.say(f"executor: {recorder.executor}", markup=False)
                 trackers.begin(recorder.run, recorder.directory.path)
 
             summary = simulate(

@@ -110,7 +110,7 @@ def _run(
 
     with RunProgress(output, [experiment.label]) as progress:
 
-        def started(recorder: RunRecorder, executor: str) -> None:
+        def started(recorder: RunRecorder) -> None:
             run = recorder.run
             output.about["run"] = run.id
             trackers.begin(run, recorder.directory.path)
@@ -127,7 +127,7 @@ def _run(
                 f"run {run.id}: {experiment.label} on {run.task}, {run.num_clients} clients, {again}",
                 markup=False,
             )
-            output.say(f"executor: {executor}", markup=False)
+            output.say(f"executor: {recorder.executor}", markup=False)
 
         summary = simulate(
             experiment, resume=resume, callbacks=[trackers, progress], started=started, plots=plots

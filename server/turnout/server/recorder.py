@@ -81,6 +81,7 @@ class RunRecorder(Callback):
     ) -> None:
         self.store, self.run, self.directory = store, run, directory
         self.checkpoint_every = checkpoint_every
+        self.executor = ""  # In words, for a simulation.
         self.last_metrics: dict[str, float] = {}
         self.model_sha256: str | None = None
         self.last_round = 0

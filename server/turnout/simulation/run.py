@@ -29,7 +29,7 @@ def simulate(
     *,
     resume: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
-    started: Callable[[RunRecorder, str], None] | None = None,
+    started: Callable[[RunRecorder], None] | None = None,
     study: str | None = None,
     task: Task | None = None,
     plots: bool = True,
@@ -38,9 +38,9 @@ def simulate(
 
     ``resume`` continues a run (its id, its directory, or ``"last"``) after its last committed round, bit for
     bit; the experiment must be the run's own, except that it may have more rounds. ``callbacks``
-    see each round once it is committed; ``started`` sees the recorder, and the executor in words, before the
-    first. An exception ends the run, which can then be resumed; KeyboardInterrupt marks it interrupted. Runs
-    of a comparison have the same ``study`` and may share one ``task``, made from the same section.
+    see each round once it is committed, ``started`` the recorder before the first. An exception ends the run,
+    which can then be resumed; KeyboardInterrupt marks it interrupted. Runs of a comparison have the same
+    ``study`` and may share one ``task``, made from the same section.
 
     Raises `ConfigError` for an experiment that cannot be run or resumed, `DataError` for missing data,
     `StoreError` when the run store cannot be used. Then nothing is left behind.
@@ -54,8 +54,9 @@ def simulate(
         else:
             recorder, checkpoint = resume_recorder(experiment, store, find_run(store, resume))
         with recorder:
+            recorder.executor = federation.grid.executor
             if started is not None:
-                started(recorder, federation.grid.executor)
+                started(recorder)
             federation.strategy.start(
                 federation.grid,
                 data.initial_arrays(),
