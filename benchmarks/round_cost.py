@@ -1,11 +1,11 @@
 """What a round costs when few of many clients take part: every strategy, N = 100 to 100,000, 100 in a round.
 
-    python benchmarks/round_cost.py [--rounds 30] [--only fedstale,fedau] [--clients 100,10000,100000] [--profile]
+    python benchmarks/round_cost.py [--rounds 30] [--only fedstale,fedau] [--clients 100,10000] [--profile]
 
-Real rounds: a `LocalGrid` whose clients add a little noise to the model (so that the time is the system's, not
-theirs), cohorts drawn by `Sampled`, a run store, and a checkpoint after every round. Prints the median
-milliseconds of a round by strategy and N, the first round (in which all N are registered) and the last
-checkpoint's size beside it; then one JSON line. ``--profile`` prints where the time of each run goes.
+Real rounds: a `LocalGrid` whose clients add a little noise to the model (so that the time is the system's,
+not theirs), cohorts drawn by `Sampled`, a run store, and a checkpoint after every round. Prints the median
+milliseconds of a round by strategy and N, and of the largest N the first round, in which all are registered,
+and the last checkpoint; then one JSON line. ``--profile`` prints where the time of each run goes.
 """
 
 from __future__ import annotations
