@@ -1,6 +1,6 @@
-"""Per-client vectors that do not fit in memory: seconds per round with ``memory="mmap"``, checkpoints included.
+"""Per-client vectors that do not fit in memory: seconds per round with ``memory="mmap"``, and checkpoints.
 
-    python benchmarks/memory_beyond_ram.py [--clients 10000] [--parameters 655360] [--rounds 60] [--directory DIR]
+    python benchmarks/memory_beyond_ram.py [--clients 10000] [--parameters 655360] [--directory DIR]
 
 FedStale keeps one vector per client: 10,000 x 655,360 float32 are 26 GB. First every client takes part once,
 100 in a round, so that all vectors exist; then 100 random ones take part in each round, whose old vectors are
@@ -94,7 +94,7 @@ def resident() -> int:
 
 
 def disk_limits(folder: Path, row_bytes: int) -> dict[str, float]:
-    """Return MB/s of writing rows one after the other, synced at the end, and of reading them in any order."""
+    """Return MB/s of writing rows one after the other, then synced, and of reading them in any order."""
     count = max(8, min(400, (1 << 30) // row_bytes))
     row = np.random.default_rng(0).integers(0, 255, row_bytes, np.uint8).data
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -5,7 +5,7 @@
 Real rounds: a `LocalGrid` whose clients add a little noise to the model (so that the time is the system's,
 not theirs), cohorts drawn by `Sampled`, a run store, and a checkpoint after every round. Prints the median
 milliseconds of a round by strategy and N, and of the largest N the first round, in which all are registered,
-and the last checkpoint, on standard error; then one JSON line. ``--profile`` prints where the time of each run goes.
+and the last checkpoint, on standard error; then one JSON line. ``--profile`` prints where the time goes.
 """
 
 from __future__ import annotations
