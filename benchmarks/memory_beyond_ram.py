@@ -1,6 +1,6 @@
-"""Per-client vectors that do not fit in memory: seconds per round with ``memory="mmap"``, checkpoints included.
+"""Per-client vectors that do not fit in memory: seconds per round with ``memory="mmap"``, and checkpoints.
 
-    python benchmarks/memory_beyond_ram.py [--clients 10000] [--parameters 655360] [--rounds 60] [--directory DIR]
+    python benchmarks/memory_beyond_ram.py [--clients 10000] [--parameters 655360] [--directory DIR]
 
 FedStale keeps one vector per client: 10,000 x 655,360 float32 are 26 GB. First every client takes part once,
 100 in a round, so that all vectors exist; then 100 random ones take part in each round, whose old vectors are
@@ -8,7 +8,7 @@ read and new ones written. After each round a checkpoint is made as a recorded r
 the rows of older ones are used again. The strategy is driven directly, so the figures are the memory's and
 not those of messages and clients. Beside them: the same rounds with ``memory="ram"`` and as many clients as
 fit in 2 GB, and what the disk does in the same run, which bounds both. Needs the vectors' size and 5 % in
-DIR; everything is deleted at the end. Prints one JSON line.
+DIR; everything is deleted at the end. Prints one JSON line, its progress on standard error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +32,6 @@ from turnout.wire.checkpoint import row_references
 from turnout.wire.row_file import RowReference
 
 COHORT = 100
-RAM_BASELINE_BYTES = 2 << 30
 Cohort = Callable[[int], list[int]]
 
 
@@ -57,7 +57,8 @@ class Run:
             seconds.append(time.perf_counter() - began)
             if self.round % 20 == 0:
                 print(
-                    f"round {self.round}: {seconds[-1]:.2f} s, resident {resident() / 1e6:.0f} MB", flush=True
+                    f"round {self.round}: {seconds[-1]:.2f} s, resident {resident() / 1e6:.0f} MB",
+                    file=sys.stderr,
                 )
         return seconds
 
@@ -93,7 +94,7 @@ def resident() -> int:
 
 
 def disk_limits(folder: Path, row_bytes: int) -> dict[str, float]:
-    """Return MB/s of writing rows one after the other, synced at the end, and of reading them in any order."""
+    """Return MB/s of writing rows one after the other, then synced, and of reading them in any order."""
     count = max(8, min(400, (1 << 30) // row_bytes))
     row = np.random.default_rng(0).integers(0, 255, row_bytes, np.uint8).data
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -148,16 +149,17 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--parameters", type=int, default=655_360)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--baseline-mb", type=int, default=2000, help="vectors kept by the run in RAM")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     row_bytes = 4 * options.parameters
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    figures: dict[str, object] = {"benchmark": "memory_beyond_ram", "ram_gb": total / 1e9}
+    figures: dict[str, object] = {"benchmark": "memory-beyond-ram", "ram_gb": total / 1e9}
     figures |= {"clients": options.clients, "parameters": options.parameters, "cohort": COHORT}
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="turnout-beyond-ram-") as name:
         folder = Path(name)
         figures["disk_before"] = disk_limits(folder, row_bytes)
-        few = max(COHORT, RAM_BASELINE_BYTES // row_bytes // COHORT * COHORT)
+        few = max(COHORT, options.baseline_mb * 10**6 // row_bytes // COHORT * COHORT)
         (folder / "ram").mkdir()
         baseline = Run(folder / "ram", "ram", few, options.parameters)
         figures["ram_round_seconds"] = summary(

@@ -1,11 +1,11 @@
 """What a round costs when few of many clients take part: every strategy, N = 100 to 100,000, 100 in a round.
 
-    python benchmarks/round_cost.py [--rounds 30] [--only fedstale,fedau] [--clients 100,10000,100000] [--profile]
+    python benchmarks/round_cost.py [--rounds 30] [--only fedstale,fedau] [--clients 100,10000] [--profile]
 
-Real rounds: a `LocalGrid` whose clients add a little noise to the model (so that the time is the system's, not
-theirs), cohorts drawn by `Sampled`, a run store, and a checkpoint after every round. Prints the median
-milliseconds of a round by strategy and N, the first round (in which all N are registered) and the last
-checkpoint's size beside it; then one JSON line. ``--profile`` prints where the time of each run goes.
+Real rounds: a `LocalGrid` whose clients add a little noise to the model (so that the time is the system's,
+not theirs), cohorts drawn by `Sampled`, a run store, and a checkpoint after every round. Prints the median
+milliseconds of a round by strategy and N, and of the largest N the first round, in which all are registered,
+and the last checkpoint, on standard error; then one JSON line. ``--profile`` prints where the time goes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import cProfile
 import json
 import pstats
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -108,8 +109,8 @@ def measure(name: str, clients: int, rounds: int, *, profile: bool) -> dict[str,
         written = recorder.last_checkpoint
         assert written is not None
     if profile:
-        print(f"--- {name}, N = {clients}")
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(14)
+        print(f"--- {name}, N = {clients}", file=sys.stderr)
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(14)
     return {
         "ms": 1e3 * float(np.median(clock.rounds[1:])),
         "first_ms": 1e3 * clock.rounds[0],
@@ -130,18 +131,15 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.clients.split(",")]
     figures: dict[str, dict[int, dict[str, float]]] = {}
-    print(f"{'ms a round':16}" + "".join(f"{f'N = {size:,}':>14}" for size in sizes) + "   first  checkpoint")
+    heading = "".join(f"{f'N = {size:,}':>14}" for size in sizes)
+    print(f"{'ms a round':16}{heading}   first  checkpoint", file=sys.stderr)
     for name in options.only.split(","):
         results = {size: measure(name, size, options.rounds, profile=options.profile) for size in sizes}
         figures[name] = results
         last = results[sizes[-1]]
         columns = "".join(f"{results[size]['ms']:14.1f}" for size in sizes)
-        print(f"{name:16}{columns}{last['first_ms']:8.0f}{last['checkpoint_kb']:8.0f} kB", flush=True)
-    print(
-        json.dumps(
-            {"benchmark": "round_cost", "cohort": COHORT, "rounds": options.rounds, "figures": figures}
-        )
-    )
+        print(f"{name:16}{columns}{last['first_ms']:8.0f}{last['checkpoint_kb']:8.0f} kB", file=sys.stderr)
+    print(json.dumps({"benchmark": "round-cost", "cohort": COHORT, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def create(config: dict[str, Any], faults: Faults) -> None:
 
 
 def local(config: dict[str, Any], faults: Faults) -> None:
-    """Run rounds on clients in this process: the commit path alone, with ``memory`` that of per-client rows."""
+    """Run rounds on clients in this process: the commit path alone; with ``memory``, that of rows too."""
     from chaos_harness import few_of_many, undisturbed, zeros
 
     clients = int(config["clients"])

@@ -98,6 +98,13 @@ BUGS = (
         "tests/chaos/test_disk.py::test_every_damaged_byte_is_found",
     ),
     Bug(
+        "a row that a checkpoint refers to is written over",
+        "proto/turnout/wire/row_file.py",
+        "in_place = old != _NOWHERE and key in self._fresh",
+        "in_place = old != _NOWHERE",
+        "tests/wire/test_row_file.py::TestCheckpoints::test_both_kept_checkpoints_stay_as_they_were",
+    ),
+    Bug(
         "another run's checkpoint is as good",
         "server/turnout/server/recorder.py",
         'if (tree.get("run"), tree.get("round")) != (run.id, round_number):',

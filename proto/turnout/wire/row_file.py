@@ -35,6 +35,7 @@ _PAGE: Final = 4096
 # Slots of this size and above begin on a page, so that no write has to read what lies beside it.
 _PAGED_FROM: Final = 16 * _PAGE
 _NOWHERE: Final = -1
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync.
 _DTYPES: Final = ("float16", "float32", "float64", "uint8")
 
 
@@ -203,7 +204,7 @@ class RowFile:
     def sync(self) -> None:
         """Make everything written so far durable."""
         try:
-            os.fdatasync(self._handle)
+            _sync_data(self._handle)
         except OSError as error:
             raise unwritten(error, self.path, self._end * self._stride()) from error
 

@@ -150,7 +150,7 @@ class LocalGrid(LocalRunGrid):
         """Return the node ids of the clients that take part in the current round, in ascending order."""
         if self._advances_itself:
             self._skip_empty_rounds()
-        available: list[int] = np.flatnonzero(self._mask()).tolist()
+        available: list[int] = self.participation.present(self._round).tolist()
         return available
 
     def _mask(self) -> Mask:

@@ -241,7 +241,7 @@ class MappedMemory:
 
     def put(self, key: int, vector: Any) -> Any:
         """Store ``vector`` and return it."""
-        self._open().put(key, vector)
+        self._open().put(key, np.asarray(vector))
         return vector
 
     def expect(self, keys: Iterable[int]) -> None:

@@ -81,6 +81,7 @@ class FleetGrid(LocalRunGrid):
         self._payload_ids = itertools.count(1)
         self._round = 1
         self._advances_itself = True
+        self._registered: tuple[int, ...] = ()
 
     # Rounds and clients.
 
@@ -97,9 +98,15 @@ class FleetGrid(LocalRunGrid):
         self._round = server_round
         self._attendance.wait(server_round)
 
-    def registered_ids(self) -> list[int]:
-        """Return the ids of all clients that were ever enrolled, in ascending order."""
-        return sorted(self.server.roster.members)
+    def registered_ids(self) -> tuple[int, ...]:
+        """Return the ids of all clients that were ever enrolled, in ascending order.
+
+        The same tuple until another is enrolled: who has gone through it need not do so again.
+        """
+        members = self.server.roster.members
+        if len(self._registered) != len(members):
+            self._registered = tuple(sorted(members))
+        return self._registered
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients that can work now, in ascending order; waits for ``min_clients``."""

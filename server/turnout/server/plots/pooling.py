@@ -1,4 +1,4 @@
-"""Many values on few pixels: neighbours share a cell, so that a plot costs the same for any number of clients."""
+"""Many values on few pixels: neighbours share a cell, so any number can be drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_CELLS: Final = 800
 
 
 def block_size(count: int) -> int:
-    """Return how many neighbours share a cell when there are ``count`` in a row: 1 while all have their own."""
+    """Return how many neighbours share a cell when there are ``count``: 1 while each has its own."""
     return max(1, -(-count // MOST_CELLS))
 
 
