@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from turnout.client.batched import BatchedTrainer, CohortOutcome, CohortWork
 from turnout.tasks import ClassificationTask, ClientData, Task
 from turnout.tasks.models import image_model
 from turnout.wire import ParameterLayout
+from turnout.wire.torch_threads import one_torch_thread
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
@@ -156,6 +157,13 @@ def close(value: Any, expected: Any, tolerance: float) -> None:
     """Compare relative to the largest number of the vector: its small ones carry the same rounding."""
     scale = np.abs(expected).max()
     np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * max(scale, 1e-30))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Train as the simulator does."""
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture
