@@ -1,4 +1,4 @@
-"""How many clients a second one thread trains: the batched trainer beside training one client after the other.
+"""How many clients a second one thread trains: the batched trainer beside training one client at a time.
 
     python benchmarks/batched_steps.py [--seconds 4] [--only mlp]
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, RecordDict
 from turnout.simulation.clients import LocalClients, failure
 from turnout.simulation.cohort_trainer import CLIENT_RAISED, CohortTrainer, PartWork, ReplyTable
 from turnout.strategies.measure import measured_rows
-from turnout.wire import ParameterLayout, ReplyRejected, keys
+from turnout.wire import ReplyRejected, keys
 from turnout.wire.flower import records_of
 from turnout.wire.record_tree import isolated
 
@@ -37,9 +37,14 @@ class BatchedCohortTrainer(CohortTrainer):
         """Return the clients with many examples first, so that like ones are trained together."""
         return sorted(nodes, key=self._trainer.task.num_examples, reverse=True)
 
-    def least(self, layout: ParameterLayout) -> int:
+    def least(self, work: PartWork, nodes: Sequence[int]) -> int:
         """Return how many clients are trained at once."""
-        return self.batched.at_once(layout.size)
+        if self.batched.refusal(work.instruction.local_update) is not None:
+            return 1
+        try:
+            return self.batched.at_once(nodes[0])
+        except Exception:  # Client 0 of these has no usable data: its training will tell.
+            return 1
 
     def train(
         self,

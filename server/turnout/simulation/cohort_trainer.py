@@ -102,8 +102,8 @@ class CohortTrainer:
         """Return the order in which to hand out ``nodes``."""
         return nodes
 
-    def least(self, layout: ParameterLayout) -> int:
-        """Return how many clients at a time are worth a job of their own."""
+    def least(self, work: PartWork, nodes: Sequence[int]) -> int:
+        """Return how many clients at a time are worth a job of their own, given them in order."""
         return 1
 
     def train(

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from turnout.simulation.clients import LocalClients, reply_id
 from turnout.simulation.executors import AUTO, choose_executor
-from turnout.simulation.participation import Always, Mask, ParticipationModel
+from turnout.simulation.participation import Always, ParticipationModel
 from turnout.simulation.probabilities import check_num_clients, check_seed
 from turnout.strategies.cohort import Batch, Cohort
 from turnout.wire.errors import ConfigError, ReplyRejected
@@ -115,7 +115,7 @@ class LocalGrid(LocalRunGrid):
         self._num_late = self._num_absent = 0
         self._round = 1
         self._advances_itself = True
-        self._available: tuple[int, Mask] | None = None
+        self._available: tuple[int, dict[int, None]] | None = None
         self._pushed: dict[str, Message] = {}
         self._message_numbers = itertools.count(1)
 
@@ -150,17 +150,18 @@ class LocalGrid(LocalRunGrid):
         """Return the node ids of the clients that take part in the current round, in ascending order."""
         if self._advances_itself:
             self._skip_empty_rounds()
-        available: list[int] = self.participation.present(self._round).tolist()
-        return available
+        return list(self._present())
 
-    def _mask(self) -> Mask:
+    def _present(self) -> dict[int, None]:
+        """Return the clients of the current round, ascending; a dict because membership is asked for."""
         if self._available is None or self._available[0] != self._round:
-            self._available = (self._round, self.participation.mask(self._round))
+            present: list[int] = self.participation.present(self._round).tolist()
+            self._available = (self._round, dict.fromkeys(present))
         return self._available[1]
 
     def _skip_empty_rounds(self) -> None:
         first = self._round
-        while np.count_nonzero(self._mask()) < self._min_available:
+        while len(self._present()) < self._min_available:
             self._round += 1
             if self._round - first >= _MOST_SKIPPED_ROUNDS:
                 raise ConfigError(
@@ -228,14 +229,14 @@ class LocalGrid(LocalRunGrid):
         return list(replies) if self._buffer_replies else replies
 
     def _exchange(self, requests: list[Message], timeout: float | None) -> Generator[Message, None, None]:
-        server_round, mask = self._round, self._mask()
+        server_round, here = self._round, self._present()
         trains = any(_is_training(message) for message in requests)
-        present = [m for m in requests if mask[m.metadata.dst_node_id] or not _is_training(m)]
+        present = [m for m in requests if m.metadata.dst_node_id in here or not _is_training(m)]
         unanswered = len(present)
         deadline = _deadline(timeout)
         try:
             if unanswered < len(requests):
-                yield from self._refusals(requests, mask, server_round)
+                yield from self._refusals(requests, here, server_round)
             replies = self._executor.run(
                 present, server_round=server_round, deadline=deadline, ordered=self._advances_itself
             )
@@ -258,14 +259,12 @@ class LocalGrid(LocalRunGrid):
 
     def train_cohort(self, cohort: Cohort, *, timeout: float | None = None) -> Generator[Batch, None, None]:
         """Train ``cohort`` in bulk; times out and refuses absent clients as `send_and_receive` does."""
-        deadline, mask = _deadline(timeout), self._mask()
+        deadline, here = _deadline(timeout), self._present()
         parts, unanswered = [], 0
         for part in cohort.parts:
-            here = mask[part.nodes]
-            present = part.nodes
-            if not here.all():
-                present = [node for node, there in zip(part.nodes, here, strict=True) if there]
-                absent = [node for node, there in zip(part.nodes, here, strict=True) if not there]
+            present = [node for node in part.nodes if node in here]
+            if len(present) < len(part.nodes):
+                absent = [node for node in part.nodes if node not in here]
                 self._num_absent += len(absent)
                 yield Batch.of_failures(
                     part.instruction, cohort, [(node, self._absence(node)) for node in absent]
@@ -283,12 +282,12 @@ class LocalGrid(LocalRunGrid):
         return ReplyRejected("client-error", _absence(node, self._round))
 
     def _refusals(
-        self, requests: list[Message], mask: Mask, server_round: int
+        self, requests: list[Message], here: Collection[int], server_round: int
     ) -> Generator[Message, None, None]:
         """Answer for the clients that should train but do not take part in this round."""
         for message in requests:
             node = message.metadata.dst_node_id
-            if _is_training(message) and not mask[node]:
+            if _is_training(message) and node not in here:
                 self._num_absent += 1
                 reply = error_reply(message, _absence(node, server_round), NODE_UNAVAILABLE)
                 stamp(reply, reply_id(message))

@@ -19,6 +19,16 @@ _JOINED: Final = 1 << 16
 _WINDOW: Final = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Shape of one example and its target, and their dtypes."""
+
+    x_shape: tuple[int, ...]
+    x_dtype: torch.dtype
+    y_shape: tuple[int, ...]
+    y_dtype: torch.dtype
+
+
 @dataclass(slots=True)
 class Batch:
     """One step's examples of the first ``a`` clients of a chunk, padded to the largest batch among them.
@@ -42,21 +52,28 @@ class Batch:
     shares: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
 
-class Examples:
-    """The examples of the clients of one chunk, all with the same shapes and dtypes."""
+class ClientExamples:
+    """One client's examples, an example being one row. Clients of one ``kind`` can be trained together."""
 
-    def __init__(self, data: Sequence[ClientData]) -> None:
-        self.counts: IntArray = np.array([len(d) for d in data])
-        self._x = [_flat(d.x) for d in data]
-        self._y = [_flat(d.y) for d in data]
-        self.x_shape, self.y_shape = tuple(data[0].x.shape[1:]), tuple(data[0].y.shape[1:])
-        self.x_dtype, self.y_dtype = data[0].x.dtype, data[0].y.dtype
-        self.kind = (self.x_shape, self.x_dtype, self.y_shape, self.y_dtype)
+    def __init__(self, data: ClientData) -> None:
+        self.data = data
+        self.count = len(data)
+        self.kind = Kind(tuple(data.x.shape[1:]), data.x.dtype, tuple(data.y.shape[1:]), data.y.dtype)
+        self.x, self.y = data.x.reshape(self.count, -1), data.y.reshape(self.count, -1)
+
+
+class Examples:
+    """The examples of the clients of one chunk, all of one kind."""
+
+    def __init__(self, clients: Sequence[ClientExamples]) -> None:
+        self.counts: IntArray = np.array([client.count for client in clients])
+        self._x, self._y = [client.x for client in clients], [client.y for client in clients]
+        self._kind = clients[0].kind
         x, y = self._x[0], self._y[0]
         self.device = x.device
         self._row_bytes = x.shape[1] * x.element_size() + y.shape[1] * y.element_size()
-        small = int(self.counts.sum()) * self._row_bytes < _JOINED * len(data)
-        if len(data) > 1 and (small or self.device.type != "cpu"):
+        small = int(self.counts.sum()) * self._row_bytes < _JOINED * len(clients)
+        if len(clients) > 1 and (small or self.device.type != "cpu"):
             self._x, self._y = [torch.cat(self._x)], [torch.cat(self._y)]
             self._starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
 
@@ -100,7 +117,7 @@ class Examples:
                 place = slice(i * rows[0].size, (i + 1) * rows[0].size)
                 torch.index_select(self._x[i], 0, mine.reshape(-1), out=x[place])
                 torch.index_select(self._y[i], 0, mine.reshape(-1), out=y[place])
-        return x.view(*rows.shape, *self.x_shape), y.view(*rows.shape, *self.y_shape)
+        return x.view(*rows.shape, *self._kind.x_shape), y.view(*rows.shape, *self._kind.y_shape)
 
 
 def _weights(
@@ -113,7 +130,3 @@ def _weights(
     counted = np.arange(schedule.rows.shape[2]) < sizes[:, :, None]
     weights = counted / (sizes[:, :, None] if totals is None else totals[:, None, None])
     return torch.from_numpy(weights).to(device, dtype)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from turnout.client.batched.batches import Batch
 from turnout.client.batched.heads import HEADS
+from turnout.client.batched.layers.convolution import Convolution
 from turnout.client.batched.layers.layer import Layer, Target
 from turnout.client.batched.stacked_model import StackedModel
 from turnout.client.batched.workspace import Workspace
@@ -21,6 +22,8 @@ class LayeredEngine:
     def __init__(self, loss: LossName, layers: list[Layer], model: StackedModel, space: Workspace) -> None:
         self._head = HEADS[loss]
         self._layers = layers
+        self.numbers = sum(layer.numbers for layer in layers)
+        self.alone = any(isinstance(layer, Convolution) for layer in layers)
         self._first = next(i for i, layer in enumerate(layers) if layer.trains)
         self._model = model
         self._space = space

@@ -10,7 +10,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
-from turnout.client.batched.batches import Examples
+from turnout.client.batched.batches import ClientExamples, Examples, Kind
 from turnout.client.batched.cohort import CohortOutcome, CohortWork
 from turnout.client.batched.cohort_round import CohortRound
 from turnout.client.batched.cohort_state import CohortState
@@ -43,8 +43,14 @@ LOCAL_UPDATES: Final[dict[str, LocalUpdate]] = {
 _ELEMENTWISE: Final = frozenset(
     {"adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop", "sgd"}
 )
-_CPU_NUMBERS: Final = 1 << 18
-_CUDA_NUMBERS: Final = 1 << 28
+# How many clients at once. On a CPU their parameters, and what a step makes of a batch, should stay in the
+# cache while there are enough of them to share the cost of each call; on a GPU memory is the limit.
+_CPU_PARAMETERS: Final = 1 << 19
+_CPU_NUMBERS: Final = 1 << 20
+_CPU_CLIENTS: Final = 256
+_CPU_FEW: Final = 4
+_CUDA_NUMBERS: Final = 1 << 29
+_CUDA_CLIENTS: Final = 1024
 
 
 class BatchedTrainer:
@@ -59,11 +65,11 @@ class BatchedTrainer:
         self.options = options
         self.device = torch.device(device or options.resolved_device)
         self._unfit = _unfit(task.seeded_model(0))
-        self._data: dict[int, ClientData] = {}
+        self._data: dict[int, ClientExamples] = {}
         if self._unfit is None:
             self._template = FlatModel(task.seeded_model(0), self.device)
             self._model = StackedModel(self._template)
-            self._engines: dict[object, Engine] = {}
+            self._engines: dict[Kind, Engine] = {}
 
     def refusal(self, local_update: str) -> str | None:
         """Return why clients cannot be trained together, a sentence, or None when they can."""
@@ -87,7 +93,7 @@ class BatchedTrainer:
         """Return whether hand-written layers compute the gradients, as the first client's examples tell."""
         for client in range(self.task.num_clients):
             if self.task.num_examples(client) > 0:
-                return isinstance(self._engine(Examples([self._client_data(client)])), LayeredEngine)
+                return isinstance(self._engine(self._examples(client).kind), LayeredEngine)
         return False
 
     def chunk(self, parameters: int) -> int:
@@ -96,7 +102,9 @@ class BatchedTrainer:
         More than are trained at once: clients are sorted by their number of examples first, so that those
         trained together are alike.
         """
-        return min(1024, max(16, 8 * self.at_once(parameters)))
+        if self.device.type == "cpu":
+            return min(1024, max(16, 8 * _CPU_PARAMETERS // parameters))
+        return min(_CUDA_CLIENTS, max(16, _CUDA_NUMBERS // (4 * parameters)))
 
     def train(
         self, work: CohortWork, clients: Sequence[int], states: Sequence[WorkState], out: NDArray
@@ -112,6 +120,8 @@ class BatchedTrainer:
             for i, client in enumerate(clients):
                 self._train_alone(work, i, client, states[i], out, outcome)
             return outcome
+        if self.device.type == "cpu":
+            self._data.clear()  # The task keeps what it wants to keep.
         for positions, kept in self._chunks(work, clients, states, outcome):
             ids = [clients[i] for i in positions]
             self._model.begin(len(ids), work.model)
@@ -122,7 +132,7 @@ class BatchedTrainer:
                 examples,
                 CohortState([states[i] for i in positions], kept),
                 self._model,
-                self._engine(examples),
+                self._engine(self._data[ids[0]].kind),
                 self.options,
             )
             self._put(LOCAL_UPDATES[work.local_update](cohort), positions, out, outcome)
@@ -143,26 +153,19 @@ class BatchedTrainer:
         groups: dict[object, list[tuple[int, int, dict[str, Vector]]]] = {}
         for i, (client, state) in enumerate(zip(clients, states, strict=True)):
             try:
-                data = self._client_data(client)
+                data = self._examples(client)
                 kept = state.load(self._model.size)
                 since = state.last_round if work.config.get(keys.CONTINUAL) else None
             except Exception as error:
                 outcome.failures[i] = error
                 continue
-            whole = len(data) <= self.options.batch_size
-            key = (
-                data.x.shape[1:],
-                data.x.dtype,
-                data.y.shape[1:],
-                data.y.dtype,
-                whole,
-                frozenset(kept),
-                since,
-            )
-            groups.setdefault(key, []).append((len(data), i, kept))
-        at_once, chunks = self.at_once(self._model.size), []
+            whole = data.count <= self.options.batch_size
+            key = (data.kind, whole, frozenset(kept), since)
+            groups.setdefault(key, []).append((data.count, i, kept))
+        chunks = []
         for group in groups.values():
             group.sort(key=lambda member: -member[0])
+            at_once = self.at_once(clients[group[0][1]])
             for start in range(0, len(group), at_once):
                 chunk = group[start : start + at_once]
                 chunks.append(([i for _, i, _ in chunk], [kept for _, _, kept in chunk]))
@@ -192,7 +195,7 @@ class BatchedTrainer:
                 local_update=work.local_update,
                 model=self._template,
                 task=self.task,
-                data=self._client_data(client),
+                data=self._examples(client).data,
                 options=self.options,
                 lr=work.lr,
                 config=work.config,
@@ -207,33 +210,38 @@ class BatchedTrainer:
         out[i] = to_vector(value) if isinstance(value, Tensor) else value
         outcome.losses[i] = result.train_loss
 
-    def _engine(self, examples: Examples) -> Engine:
-        engine = self._engines.get(examples.kind)
+    def _engine(self, kind: Kind) -> Engine:
+        engine = self._engines.get(kind)
         if engine is None:
-            engine = self._engines[examples.kind] = choose_engine(self.task, self._model, examples)
+            engine = self._engines[kind] = choose_engine(self.task, self._model, kind)
         return engine
 
     def _closed_form(self, work: CohortWork) -> bool:
         has_solver = type(self.task).admm_solver is not Task.admm_solver
         return work.local_update in ("admm", "dual-admm") and self.options.closed_form and has_solver
 
-    def at_once(self, parameters: int) -> int:
-        """Return how many clients of ``parameters`` numbers each are trained in one tensor program."""
-        if self.device.type == "cpu":
-            return min(64, max(1, _CPU_NUMBERS // parameters))
-        return min(1024, max(1, _CUDA_NUMBERS // parameters))
+    def at_once(self, largest: int) -> int:
+        """Return how many clients with no more examples than client ``largest`` are trained at once."""
+        data, parameters = self._examples(largest), self._model.size
+        engine = self._engine(data.kind)
+        numbers = max(1, engine.numbers * min(data.count, self.options.batch_size))
+        if self.device.type != "cpu":
+            return min(_CUDA_CLIENTS, max(1, _CUDA_NUMBERS // (4 * parameters + 4 * numbers)))
+        count = min(_CPU_CLIENTS, _CPU_PARAMETERS // parameters, _CPU_NUMBERS // numbers)
+        return max(1, 1 if engine.alone and count < _CPU_FEW else count)
 
-    def _client_data(self, client: int) -> ClientData:
-        data = self._data.get(client)
-        if data is None:
+    def _examples(self, client: int) -> ClientExamples:
+        held = self._data.get(client)
+        if held is None:
             data = self.task.client_data(client)
             if len(data) == 0:
                 raise DataError(
                     f"client {client} of task {self.task.name!r} has no training examples; give it "
                     "participation probability 0, or set the partition's min_examples to 1 or more."
                 )
-            data = self._data[client] = ClientData(data.x.to(self.device), data.y.to(self.device))
-        return data
+            on_device = ClientData(data.x.to(self.device), data.y.to(self.device))
+            held = self._data[client] = ClientExamples(on_device)
+        return held
 
 
 def _unfit(module: nn.Module) -> str | None:

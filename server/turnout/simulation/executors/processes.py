@@ -96,9 +96,10 @@ class ProcessesExecutor(Executor):
             described += [text, *entries(description)]
             address = {"number": next(self._numbers), "round": work.server_round, "at": text}
             assert self.trainer is not None
-            least = self.trainer.least(work.layout)
+            ordered = self.trainer.ordered(part.nodes)
+            least = self.trainer.least(work, ordered) if ordered else 1
             capacity = min(max(_MOST_CLIENTS, least), rows_within(work, _JOB_BYTES))
-            for nodes in _shares(self.trainer.ordered(part.nodes), self.workers, least, capacity):
+            for nodes in _shares(ordered, self.workers, least, capacity):
                 yield _CohortJob(self, cohort, work, nodes, capacity, deadline, address)
 
 

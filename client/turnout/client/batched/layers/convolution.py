@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -24,13 +25,14 @@ class Convolution(Layer):
 
     trains = True
 
-    def __init__(self, name: str, layer: nn.Conv2d, space: Workspace) -> None:
+    def __init__(self, name: str, layer: nn.Conv2d, *, pixels: int, space: Workspace) -> None:
         self._name, self._space = name, space
         self._weight = f"{name}weight"
         self._bias = f"{name}bias" if "bias" in dict(layer.named_parameters()) else None
         self._kernel = (layer.kernel_size[0], layer.kernel_size[1])
         self._padding = padding_of(layer)
-        self._x = self._patches = torch.empty(0)
+        self.numbers = pixels * (layer.in_channels * math.prod(self._kernel) + layer.out_channels)
+        self._x = self._patches = self._filter = torch.empty(0)
 
     def forward(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the outputs for ``x`` (a, w, H, W, C)."""
@@ -38,9 +40,9 @@ class Convolution(Layer):
         weight = parameters[self._weight]
         bias = None if self._bias is None else parameters[self._bias]
         if _alone(x):
-            z = torch.conv2d(
-                x[0].permute(0, 3, 1, 2), weight[0], None if bias is None else bias[0], padding=self._padding
-            )
+            self._filter = weight[0].contiguous(memory_format=torch.channels_last)
+            own_bias = None if bias is None else bias[0]
+            z = torch.conv2d(x[0].permute(0, 3, 1, 2), self._filter, own_bias, padding=self._padding)
             return z.permute(0, 2, 3, 1).unsqueeze(0)
         (a, w), (height, width) = x.shape[:2], self._size(x)
         self._patches = self._unfold(x)
@@ -76,7 +78,7 @@ class Convolution(Layer):
         dx, gradient, bias = _aten.convolution_backward(
             d[0].permute(0, 3, 1, 2),
             self._x[0].permute(0, 3, 1, 2),
-            weight[0],
+            self._filter,
             [weight.shape[1]],
             [1, 1],
             self._padding,

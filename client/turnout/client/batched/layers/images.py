@@ -60,12 +60,13 @@ class MaxPool(Layer):
     def forward(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the pooled images."""
         self._x = x.flatten(0, 1).permute(0, 3, 1, 2)
+        y: Tensor
         y, self._indices = torch.ops.aten.max_pool2d_with_indices(self._x, *self._settings)
-        return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return y.permute(0, 2, 3, 1).view(*x.shape[:2], *y.shape[2:], y.shape[1])
 
     def backward(self, d: Tensor, parameters: Mapping[str, Tensor], target: Target, *, first: bool) -> Tensor:
         """Return each number at the place of the maximum it belongs to."""
-        dx = torch.ops.aten.max_pool2d_with_indices_backward(
+        dx: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
             d.flatten(0, 1).permute(0, 3, 1, 2), self._x, *self._settings, self._indices
         )
-        return dx.permute(0, 2, 3, 1).unflatten(0, d.shape[:2])
+        return dx.permute(0, 2, 3, 1).view(*d.shape[:2], *dx.shape[2:], dx.shape[1])

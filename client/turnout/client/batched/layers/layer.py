@@ -38,6 +38,7 @@ class Layer(ABC):
 
     trains: bool = False  # Whether it has parameters.
     outputs: int = 0  # Of a linear layer.
+    numbers: int = 0  # What it holds for each example, at most.
 
     @abstractmethod
     def forward(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ class Linear(Layer):
         self._bias = f"{name}bias" if "bias" in dict(layer.named_parameters()) else None
         self._name = name
         self._in, self.outputs = layer.in_features, layer.out_features
+        self.numbers = self._in + self.outputs
         self._last = last
         self._space = space
         self._x: Tensor = torch.empty(0)

@@ -101,7 +101,7 @@ class _Sequence:
         if self._shape[0] != child.in_channels:
             return False
         height, width = (self._shape[1 + i] + 2 * padding[i] - child.kernel_size[i] + 1 for i in (0, 1))
-        self.layers.append(Convolution(name, child, self._space))
+        self.layers.append(Convolution(name, child, pixels=height * width, space=self._space))
         self._shape, self._owned = (child.out_channels, height, width), True
         return height > 0 and width > 0
 
