@@ -221,8 +221,9 @@ def test_shared_memory_does_not_grow_with_rounds(task: Digits) -> None:
             heaps = grid._executor._pool._heaps  # type: ignore[attr-defined]
             sizes.append(sum(os.fstat(heap.fileno()).st_size for heap in heaps))
 
-    strategy.start(grid, task.initial_arrays(), num_rounds=40, callbacks=[Watch()])
-    assert sizes[-1] == sizes[20]
+    strategy.start(grid, task.initial_arrays(), num_rounds=60, callbacks=[Watch()])
+    # A round's replies and new states that stayed behind would be 20 MB in 40 rounds.
+    assert sizes[-1] - sizes[20] <= 4 << 20
 
 
 def test_workers_end_with_the_grid(task: Digits) -> None:
