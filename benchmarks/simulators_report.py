@@ -1,0 +1,91 @@
+"""What the simulator benchmarks print: tables for the eye, JSON lines, and Markdown for the documentation."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fleet_parties import rounded
+from simulators_turns import cores
+
+BEGIN, END = "<!-- {}: written by benchmarks/{}.py --markdown -->", "<!-- end of {} -->"
+Columns = Sequence[tuple[str, str]]
+
+
+def conditions() -> dict[str, Any]:
+    """Return what the figures depend on besides the code."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    return {
+        "cores": cores(),
+        "cpu": model,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def cell(value: Any) -> str:
+    """Return a figure as it is read best."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        if abs(value) >= 100:
+            return f"{value:,.0f}"
+        return f"{value:.3g}" if abs(value) < 1 or abs(value) >= 10 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show(title: str, columns: Columns, rows: Iterable[dict[str, Any]]) -> None:
+    """Print a table on standard error; standard output is for JSON."""
+    table = Table(title=title, title_justify="left")
+    for position, (_, heading) in enumerate(columns):
+        table.add_column(heading, justify="right" if position else "left", no_wrap=not position)
+    for row in rows:
+        bold = "bold" if str(row.get("kind")) == "turnout" else ""
+        table.add_row(*(cell(row.get(name)) for name, _ in columns), style=bold)
+    Console(stderr=True, width=None if Console(stderr=True).is_terminal else 130).print(table)
+
+
+def markdown_table(columns: Columns, rows: Iterable[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [
+        " | ".join(heading for _, heading in columns),
+        " | ".join(["---"] + ["---:"] * (len(columns) - 1)),
+    ]
+    lines += [" | ".join(cell(row.get(name)) for name, _ in columns) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def write_markdown(path: Path, section: str, script: str, text: str) -> None:
+    """Put ``text`` between the section's marks in ``path``; a file without them gets them at its end."""
+    begin, end = BEGIN.format(section, script), END.format(section)
+    page = path.read_text() if path.exists() else ""
+    if begin not in page:
+        page = f"{page.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    before, rest = page.split(begin)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+def publish(benchmark: str, rows: Iterable[dict[str, Any]], file: Path | None) -> None:
+    """Print JSON lines, and let ``file`` hold these lines instead of this benchmark's earlier ones."""
+    lines = [json.dumps({"benchmark": benchmark, **rounded(row)}) for row in rows]
+    print("\n".join(lines), flush=True)
+    if file is not None:
+        old = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in old if json.loads(line)["benchmark"] != benchmark]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join([*kept, *lines]) + "\n")
