@@ -56,11 +56,10 @@ class Clients:
         return copy.deepcopy(Clients.template)
 
 
-def blazefl(turns: Turns, work: Workload, trainer: str) -> None:
-    """``trainer``: "serial", "threads" or "processes"."""
+def blazefl(turns: Turns, work: Workload, trainer: str, threads: int) -> None:
+    """``trainer``: "serial", "threads" or "processes", with so many of PyTorch's threads in each client."""
     multiprocessing.set_start_method("fork", force=True)  # Linux's own, which BlazeFL's users have.
-    # One thread each where clients run side by side. Forked processes must not use the parent's OpenMP pool.
-    torch.set_num_threads(cores() if trainer == "serial" else 1)
+    torch.set_num_threads(threads)
     from blazefl.contrib import FedAvgBaseServerHandler
     from blazefl.reproducibility import setup_reproducibility
 

@@ -2,8 +2,8 @@
 
     python benchmarks/simulators_light.py [--cohorts 10 100] [--model mlp100k] [--executors serial,threads]
 
-Seconds per round on Turnout, on Flower's Ray engine, and on pfl and BlazeFL where they are installed; every
-system takes turns. The ratio is to the fastest of Turnout's executors. Turnout records each round in its
+Milliseconds per round on Turnout, on Flower's Ray engine and on pfl, where they are installed; every system
+takes turns. BlazeFL weighs clients by the examples that they trained on, so it has no such rounds. The ratio is to the fastest of Turnout's executors. Turnout records each round in its
 run store. Standard output has JSON lines, standard error the tables.
 """
 
@@ -20,7 +20,8 @@ from simulators_report import conditions, markdown_table, publish, show, write_m
 from simulators_work import MODELS, Workload
 
 COLUMNS = [
-    ("system", "system"), ("setting", "setting"), ("cohort", "clients per round"), ("ms_per_round", "ms per round"),
+    ("system", "system"), ("setting", "setting"), ("cohort", "clients per round"),
+    ("ms_per_round", "ms per round"),
     ("times_turnout", "× Turnout's"),
 ]  # fmt: skip
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--executors", default="serial,threads", help="Turnout's executors, comma-separated")
-    parser.add_argument("--peers", default="pfl,blazefl,flower", help="comma-separated; 'none': none")
+    parser.add_argument("--peers", default="pfl,flower", help="comma-separated; 'none': none")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each system's block in a turn")
     parser.add_argument("--jsonl", type=Path, help="file of JSON lines to update")

@@ -21,9 +21,9 @@ from simulators_turns import Gate, cores
 from simulators_work import CLASSES, Federation, Workload, flat
 
 
-def textbook(turns: Turns, work: Workload) -> None:
+def textbook(turns: Turns, work: Workload, threads: int) -> None:
     """One process: a DataLoader and an optimizer per client, state_dicts copied, loaded and averaged."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(threads)
     task, gate = Federation(work), Gate(turns)
     model = task.seeded_model(task.seed)
     server_round, going = 0, gate.ready()

@@ -79,14 +79,22 @@ def systems(work: Workload, executors: Sequence[str], peers: Sequence[str], loop
                 System("pfl", "peer", pfl, f"{cores()} processes", (cores(), 1), "pfl"),
             ]
     if "blazefl" in peers:
+        # Clients side by side have a thread each; forked processes may use nothing of their parent's pool.
         every += [
-            System("blazefl", "peer", blazefl, name, (name,), "blazefl")
+            System("blazefl", "peer", blazefl, name, (name, 1), "blazefl")
             for name in ("serial", "threads", "processes")
         ]
+        if cores() > 1:
+            every.append(
+                System("blazefl", "peer", blazefl, "serial, all threads", ("serial", cores()), "blazefl")
+            )
     if "flower" in peers:
         every.append(System("flower ray", "peer", flower_ray, f"{cores()} actors", package="ray"))
     if loops:
-        every.append(System("textbook loop", "loop", textbook))
+        every += [
+            System("textbook loop", "loop", textbook, f"threads: {count}", (count,))
+            for count in sorted({1, cores()})
+        ]
         for name in variants(work):
             # A gradient written by hand is for that one model, so it is shown and not taken as the limit.
             kind = "loop" if name == "by-hand" else "limit"

@@ -80,12 +80,26 @@ def write_markdown(path: Path, section: str, script: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
-def publish(benchmark: str, rows: Iterable[dict[str, Any]], file: Path | None) -> None:
-    """Print JSON lines, and let ``file`` hold these lines instead of this benchmark's earlier ones."""
-    lines = [json.dumps({"benchmark": benchmark, **rounded(row)}) for row in rows]
-    print("\n".join(lines), flush=True)
-    if file is not None:
-        old = file.read_text().splitlines() if file.exists() else []
-        kept = [line for line in old if json.loads(line)["benchmark"] != benchmark]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join([*kept, *lines]) + "\n")
+class Results:
+    """JSON lines of one benchmark: printed as they come, and at the end put into ``file``, if any."""
+
+    def __init__(self, benchmark: str, file: Path | None) -> None:
+        self._benchmark, self._file = benchmark, file
+        self._about = conditions()
+        self._lines: list[str] = []
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Print ``rows`` with the conditions they were measured under."""
+        for row in rows:
+            line = json.dumps({"benchmark": self._benchmark, **rounded(row), **self._about})
+            print(line, flush=True)
+            self._lines.append(line)
+
+    def save(self) -> None:
+        """Let the file hold these lines instead of this benchmark's earlier ones."""
+        if self._file is None:
+            return
+        old = self._file.read_text().splitlines() if self._file.exists() else []
+        kept = [line for line in old if json.loads(line)["benchmark"] != self._benchmark]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text("\n".join([*kept, *self._lines]) + "\n")
