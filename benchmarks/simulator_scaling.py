@@ -6,7 +6,8 @@ Clients train nothing: each returns the model it received, moved by a fixed smal
 left is the participation model, the engine, the strategy and the run store (checkpoints every 10 rounds).
 One part has 100 participants per round whatever N is, one has 0.1% of N. A last part gives FedStale and
 MIFA a memory of N x d numbers in a mapped, sparse file; their process may have no more memory of its own than
-``--budget-gb``. Every case is a process of its own. Standard output has JSON lines, standard error the tables; ``--out`` gets the plot.
+``--budget-gb``. Every case is a process of its own. Standard output has JSON lines, standard error the
+tables; ``--out`` gets the plot.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from fleet_parties import Party
 from simulator_scaling_case import Case, run_case
-from simulators_report import conditions, markdown_table, publish, show, write_markdown
+from simulators_report import Results, conditions, markdown_table, show, write_markdown
 
 STRATEGIES = ("fedavg", "fedau", "fedstale", "mifa", "fedvarp")
 FIXED, SHARE, LARGE = "100 per round", "0.1% per round", "memory in a file"
@@ -30,7 +31,7 @@ CURVE = [
 ]  # fmt: skip
 MEMORY = [
     ("strategy", "strategy"), ("clients", "registered"), ("parameters", "parameters"),
-    ("memory_gb", "N x d, GB"), ("stored_gb", "stored, GB"), ("median_ms", "ms per round"),
+    ("memory_gb", "N × d, GB"), ("stored_gb", "stored, GB"), ("median_ms", "ms per round"),
     ("limit_ms", "ms to write the rows"), ("own_mb", "own memory, MB"), ("mapped_mb", "mapped pages, MB"),
 ]  # fmt: skip
 
@@ -142,7 +143,9 @@ def main() -> None:
         "growth": growth(rows),
         "median_growth": statistics.median(growth(rows).values()),
     }
-    publish("simulator-scaling", [{**row, **about} for row in rows + large] + [total], options.jsonl)
+    results = Results("simulator-scaling", options.jsonl)
+    results.add([*rows, *large, total])
+    results.save()
     if options.markdown is not None:
         said = f"{about['cores']} cores ({about['cpu']}), {options.parameters:,} parameters, medians."
         text = "\n\n".join([said, markdown_table(CURVE, rows), markdown_table(MEMORY, large)])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simulators_measure import figures, fixed_costs, measure, quiet_peers, systems
-from simulators_report import conditions, markdown_table, publish, show, write_markdown
+from simulators_report import Results, conditions, markdown_table, show, write_markdown
 from simulators_work import MODELS, Workload, data_name
 
 PEERS = ("pfl", "blazefl", "flower")
@@ -91,6 +91,7 @@ def main() -> None:
     options = arguments()
     quiet_peers()
     began, about = time.perf_counter(), conditions()
+    results = Results("simulators", options.jsonl)
     sections: list[tuple[Workload, list[dict[str, Any]]]] = []
     reasons: set[str] = set()
     for work in workloads(options):
@@ -99,6 +100,7 @@ def main() -> None:
             work, every, common=options.common, turns=options.turns, seconds=options.seconds
         )
         sections.append((work, figures(work, measured)))
+        results.add(sections[-1][1])
         reasons |= set(skipped)
         show(
             f"{work} ({data_name(work.model)}), {work.steps} steps of {work.batch_size}",
@@ -110,10 +112,8 @@ def main() -> None:
     show("Cost of a round and of a client, by regression over the cohort sizes", FIXED, fixed)
     for reason in sorted(reasons):
         print(f"left out: {reason}", file=sys.stderr)
-    lines = [{**row, **about} for row in rows]
-    publish(
-        "simulators", lines + [{**row, "system": f"{row['system']} (line)"} for row in fixed], options.jsonl
-    )
+    results.add({**row, "kind": "line through cohort sizes"} for row in fixed)
+    results.save()
     said = (
         f"{about['cores']} cores ({about['cpu']}), Python {about['python']}, PyTorch {about['torch']}; "
         f"{options.examples} examples per client, batches of {options.batch_size}, {options.epochs} local "

@@ -3,8 +3,8 @@
     python benchmarks/simulators_light.py [--cohorts 10 100] [--model mlp100k] [--executors serial,threads]
 
 Milliseconds per round on Turnout, on Flower's Ray engine and on pfl, where they are installed; every system
-takes turns. BlazeFL weighs clients by the examples that they trained on, so it has no such rounds. The ratio is to the fastest of Turnout's executors. Turnout records each round in its
-run store. Standard output has JSON lines, standard error the tables.
+takes turns. BlazeFL weighs clients by the examples that they trained on, so it has no such rounds. The
+ratio is to the fastest of Turnout's executors. Turnout records each round in its run store. Standard output has JSON lines, standard error the tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from simulators_measure import Measured, measure, quiet_peers, systems
-from simulators_report import conditions, markdown_table, publish, show, write_markdown
+from simulators_report import Results, conditions, markdown_table, show, write_markdown
 from simulators_work import MODELS, Workload
 
 COLUMNS = [
@@ -71,7 +71,9 @@ def main() -> None:
         for reason in skipped:
             print(f"left out: {reason}", file=sys.stderr)
     show(f"Clients that do nothing, {options.model}", COLUMNS, result)
-    publish("simulators-light", [{**row, **about} for row in result], options.jsonl)
+    results = Results("simulators-light", options.jsonl)
+    results.add(result)
+    results.save()
     if options.markdown is not None:
         said = (
             f"{about['cores']} cores ({about['cpu']}), {options.model}, {options.clients} registered clients."
