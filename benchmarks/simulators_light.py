@@ -4,7 +4,8 @@
 
 Milliseconds per round on Turnout, on Flower's Ray engine and on pfl, where they are installed; every system
 takes turns. BlazeFL weighs clients by the examples that they trained on, so it has no such rounds. The
-ratio is to the fastest of Turnout's executors. Turnout records each round in its run store. Standard output has JSON lines, standard error the tables.
+ratio is to the fastest of Turnout's executors. Turnout records each round in its run store. Standard output
+has JSON lines, standard error the tables.
 """
 
 from __future__ import annotations

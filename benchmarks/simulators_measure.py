@@ -61,6 +61,7 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     memory_mb: float = 0.0
     also_tried: dict[str, float] = field(default_factory=dict)
+    watched: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -102,12 +103,22 @@ def systems(work: Workload, executors: Sequence[str], peers: Sequence[str], loop
     return every
 
 
+Watch = Callable[[], contextlib.AbstractContextManager[dict[str, float]]]
+
+
 def measure(
-    work: Workload, every: Sequence[System], *, common: int, turns: int, seconds: float
+    work: Workload,
+    every: Sequence[System],
+    *,
+    common: int,
+    turns: int,
+    seconds: float,
+    watch: Watch | None = None,
 ) -> tuple[list[Measured], list[str]]:
     """Return each system's figures, and why others were left out.
 
-    All first run the same ``common`` rounds; then each has a block of about ``seconds`` in every turn.
+    All first run the same ``common`` rounds; then each has a block of about ``seconds`` in every turn, during
+    which ``watch`` collects further figures.
     """
     skipped = sorted({system.missing for system in every if system.missing})
     with tempfile.TemporaryDirectory(prefix="simulators-") as folder, contextlib.ExitStack() as stack:
@@ -125,7 +136,9 @@ def measure(
         for turn in range(turns):
             for party, row in kept:
                 rounds = max(1, round(seconds / row.warm))
-                sample = party.round(ROUND_SECONDS, what=f"rounds {rounds}")
+                with watch() if watch else contextlib.nullcontext({}) as seen:
+                    sample = party.round(ROUND_SECONDS, what=f"rounds {rounds}")
+                row.watched.append(seen)
                 row.seconds.append(sample["seconds"] / rounds)
                 row.memory_mb = sample["memory_mb"]
             _say(f"{work}: turn {turn + 1}/{turns}")

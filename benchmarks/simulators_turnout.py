@@ -49,7 +49,7 @@ def make_app(task: Federation) -> ClientApp:
             batch_size=work.batch_size,
             local_epochs=work.epochs,
             seed=work.seed,
-            device="cpu",
+            device=work.device,
         )
     app = ClientApp()
 

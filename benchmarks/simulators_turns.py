@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from fleet_parties import Turns, memory_mb
 
@@ -41,6 +42,8 @@ class Gate:
         self._left -= 1
         if self._left:
             return True
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # What is queued on the device is part of the block.
         seconds = time.perf_counter() - self._began
         self._turns.answer(seconds=seconds, memory_mb=memory_mb())
         return self._wait(vector)

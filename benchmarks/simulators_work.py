@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from simulators_minilm import MiniLM, load_sentences
 from turnout.client.minibatches import generator
 from turnout.simulation import ParticipationModel
 from turnout.tasks import ClientData, Task
@@ -18,6 +19,7 @@ from turnout.tasks.classification import Examples, split_examples
 from turnout.tasks.digits import load_digits
 from turnout.tasks.fashion_mnist import load_fashion_mnist
 from turnout.tasks.mnist5k import load_mnist5k
+from turnout.tasks.models import image_model
 from turnout.wire import DataError
 
 CLASSES = 10
@@ -44,6 +46,8 @@ MODELS = {  # Name: data, module.
     "mlp": ("digits", lambda: mlp(64, 64)),
     "mlp100k": ("images", lambda: mlp(784, 128)),
     "cnn100k": ("images", lambda: cnn(16, 64)),
+    "lenet": ("images", lambda: image_model("lenet", 28, CLASSES)),
+    "minilm": ("text", MiniLM),
 }
 
 
@@ -59,6 +63,8 @@ class Workload:
     epochs: int = 1
     lr: float = 0.05
     seed: int = 0
+    device: str = "cpu"
+    test_examples: int = 10_000
 
     def __str__(self) -> str:
         return f"{self.model}, {self.cohort} of {self.clients:,} clients per round"
@@ -99,10 +105,10 @@ class Federation(Task):
     def __init__(self, work: Workload) -> None:
         self.work, self.seed, self.num_clients = work, work.seed, work.clients
         train, test = _examples(MODELS[work.model][0], work.seed)
-        scale = 16.0 if train.x.shape[-1] == 8 else 255.0
-        self.x, self.y = _tensors(train, scale)
-        self.test = ClientData(*_tensors(test, scale))
-        self.rows = torch.from_numpy(_rows(train.labels, work))
+        self.x, self.y = (tensor.to(work.device) for tensor in _tensors(train))
+        kept = [tensor[: work.test_examples].to(work.device) for tensor in _tensors(test)]
+        self.test = ClientData(*kept)
+        self.rows = torch.from_numpy(_rows(train.labels, work)).to(work.device)
 
     def __reduce__(self) -> Any:
         return Federation, (self.work,)
@@ -135,13 +141,13 @@ class Federation(Task):
         """Yield one permutation of the client's examples per epoch: the ones that Turnout's clients draw."""
         rng = generator(self.seed, client, server_round)
         for _ in range(self.work.epochs):
-            yield torch.from_numpy(rng.permutation(self.work.examples))
+            yield torch.from_numpy(rng.permutation(self.work.examples)).to(self.work.device)
 
     def score(self, vector: np.ndarray[Any, Any]) -> dict[str, float]:
         """Return the metrics of a flat model on the test set."""
         model = self.model()
         nn.utils.vector_to_parameters(torch.from_numpy(vector), model.parameters())
-        return self.evaluate_model(model, self.test)
+        return self.evaluate_model(model.to(self.work.device), self.test)
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -152,6 +158,8 @@ def flat(model: nn.Module) -> Tensor:
 def _examples(data: str, seed: int) -> tuple[Examples, Examples]:
     if data == "digits":
         return split_examples(load_digits(), 0.2, seed)
+    if data == "text":
+        return split_examples(load_sentences()[0], 0.2, seed)
     try:
         train, test = load_fashion_mnist()
     except DataError:
@@ -163,6 +171,8 @@ def data_name(model: str) -> str:
     """Return the data set that ``model`` learns here."""
     if MODELS[model][0] == "digits":
         return "digits 8x8"
+    if MODELS[model][0] == "text":
+        return load_sentences()[1]
     try:
         load_fashion_mnist()
     except DataError:
@@ -170,18 +180,22 @@ def data_name(model: str) -> str:
     return "Fashion-MNIST"
 
 
-def _tensors(examples: Examples, scale: float) -> tuple[Tensor, Tensor]:
-    x = torch.from_numpy(examples.x.astype(np.float32) / np.float32(scale))
-    return x[:, None], torch.from_numpy(examples.labels)
+def _tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+    labels = torch.from_numpy(examples.labels)
+    if examples.x.ndim == 2:  # Token ids.
+        return torch.from_numpy(examples.x.astype(np.int64)), labels
+    scale = np.float32(16.0 if examples.x.shape[-1] == 8 else 255.0)
+    return torch.from_numpy(examples.x.astype(np.float32) / scale)[:, None], labels
 
 
 def _rows(labels: np.ndarray[Any, Any], work: Workload) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng([work.seed, _PARTITION_STREAM])
-    mixes = rng.dirichlet(np.full(CLASSES, LABEL_MIX), size=work.clients)
+    classes = int(labels.max()) + 1
+    mixes = rng.dirichlet(np.full(classes, LABEL_MIX), size=work.clients)
     counts = rng.multinomial(work.examples, mixes)
-    wanted = np.repeat(np.tile(np.arange(CLASSES), work.clients), counts.reshape(-1))
+    wanted = np.repeat(np.tile(np.arange(classes), work.clients), counts.reshape(-1))
     rows = np.empty(len(wanted), dtype=np.int64)
-    for label in range(CLASSES):
+    for label in range(classes):
         places = np.flatnonzero(wanted == label)
         rows[places] = rng.choice(np.flatnonzero(labels == label), len(places))
     return rows.reshape(work.clients, work.examples)
