@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="whether it works, not how fast")
     options = parser.parse_args()
     if options.quick:
-        options.models, options.cohorts, options.clients = ["mlp"], [2, 4], [20]
+        options.models, options.cohorts, options.clients = ["mlp"], [3], [20]
         options.examples, options.common, options.turns, options.seconds = 40, 2, 1, 0.05
     options.peers = [] if options.peers == "none" else options.peers.split(",")
     for peer in options.peers:

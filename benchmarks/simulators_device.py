@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
@@ -10,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from fleet_parties import Turns
 from simulators_turns import Gate, cores
 from simulators_work import Federation, Workload
+
+Round = Callable[[Tensor, int], Tensor]  # From a model and the round's number to the next model.
 
 
 def device_loop(turns: Turns, work: Workload, variant: str, chunk: int) -> None:
@@ -22,10 +28,14 @@ def device_loop(turns: Turns, work: Workload, variant: str, chunk: int) -> None:
     while going:
         server_round += 1
         model = round_of(model, server_round)
-        going = gate.passed(lambda: model.cpu().numpy())
+        going = gate.passed(partial(_host, model))
 
 
-def _one_by_one(task: Federation):  # type: ignore[no-untyped-def]
+def _host(model: Tensor) -> Any:
+    return model.cpu().numpy()
+
+
+def _one_by_one(task: Federation) -> Round:
     work, module = task.work, task.model().to(task.work.device)
     own = torch.empty_like(task.initial(), device=work.device)
     leaves = list(module.parameters())
@@ -49,7 +59,7 @@ def _one_by_one(task: Federation):  # type: ignore[no-untyped-def]
     return round_of
 
 
-def _batched(task: Federation, chunk: int):  # type: ignore[no-untyped-def]
+def _batched(task: Federation, chunk: int) -> Round:
     work, module = task.work, task.model().to(task.work.device)
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     step = vmap(grad(lambda p, x, y: cross_entropy(functional_call(module, p, (x,)), y)))

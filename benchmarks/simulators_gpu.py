@@ -97,11 +97,11 @@ def systems(options: argparse.Namespace) -> list[System]:
              for name in options.executors.split(",")]  # fmt: skip
     if not options.no_peers:
         every.append(System("pfl", "peer", pfl, "1 process", (1, 1), "pfl"))
-    for variant in ("one by one", "batched"):
-        every.append(
-            System(f"tight loop, {variant}", "limit", device_loop, arguments=(variant, options.chunk))
-        )
-    return every
+    loops = (
+        System(f"tight loop, {variant}", "limit", device_loop, arguments=(variant, options.chunk))
+        for variant in ("one by one", "batched")
+    )
+    return [*every, *loops]
 
 
 def rows_of(work: Workload, measured: list[Measured]) -> list[dict[str, Any]]:

