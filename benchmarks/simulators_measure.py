@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -27,6 +28,8 @@ from simulators_work import Federation, Workload
 ROUND_SECONDS = 600.0
 TOLERANCE = 1e-3  # Of the way that the model went; float32 sums in another order give about 1e-5.
 INSTALL = "make bench"
+# A setting whose first round is so slow is not tried any further, if another one is so much faster.
+HOPELESS_SECONDS, HOPELESS_TIMES = 10.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,11 @@ def systems(work: Workload, executors: Sequence[str], peers: Sequence[str], loop
     """Return what is measured; each peer in every setting that could be its best."""
     every = [System(f"turnout {name}", "turnout", turnout, arguments=(name,)) for name in executors]
     if "pfl" in peers:
-        every.append(System("pfl", "peer", pfl, "1 process, all threads", (1, cores()), "pfl"))
+        every.append(System("pfl", "peer", pfl, "1 process, 1 thread", (1, 1), "pfl"))
         if cores() > 1:
             every += [
-                System("pfl", "peer", pfl, "1 process, 1 thread", (1, 1), "pfl"),
                 System("pfl", "peer", pfl, f"{cores()} processes", (cores(), 1), "pfl"),
+                System("pfl", "peer", pfl, "1 process, all threads", (1, cores()), "pfl"),
             ]
     if "blazefl" in peers:
         # Clients side by side have a thread each; forked processes may use nothing of their parent's pool.
@@ -128,7 +131,10 @@ def measure(
                 continue
             party = stack.enter_context(Party(system.target, work, *system.arguments, name=system.name))
             try:
-                started.append((party, _warm_up(party, system, common, Path(folder) / "model.npy")))
+                known = min(
+                    (row.warm for _, row in started if row.system.name == system.name), default=math.inf
+                )
+                started.append((party, _warm_up(party, system, common, Path(folder) / "model.npy", known)))
             except RuntimeError as error:
                 party.close()
                 skipped.append(f"{system.name} {system.setting}: {error}")
@@ -145,9 +151,12 @@ def measure(
     return [row for _, row in kept], skipped
 
 
-def _warm_up(party: Party, system: System, common: int, path: Path) -> Measured:
+def _warm_up(party: Party, system: System, common: int, path: Path, known: float) -> Measured:
+    """Run the common rounds; ``known`` are the seconds per round of another setting of the same system."""
     party.ready()
     first = party.round(ROUND_SECONDS, what="rounds 1")["seconds"]
+    if first > HOPELESS_SECONDS and first > HOPELESS_TIMES * known:
+        raise RuntimeError(f"its first round took {first:.0f} s, in another setting {known:.2f} s")
     warm = party.round(ROUND_SECONDS, what=f"rounds {common - 1}")["seconds"] / (common - 1)
     party.round(what=f"save {path}")
     _say(f"{system.name} {system.setting}: first round {first:.2f} s, then {1e3 * warm:.1f} ms")
