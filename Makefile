@@ -2,7 +2,7 @@
 # make test         set everything up, then formatting, lint, types and tests
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
-# make bench        the simulator beside other simulators, which it installs, and the cost of large federations
+# make bench        the simulator beside other simulators, which it installs, and large federations
 # make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv

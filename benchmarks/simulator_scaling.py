@@ -64,7 +64,7 @@ def large_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of the memory that exceeds the machine's."""
     clients = int(options.memory_gb * 1e9 / 4 / options.large_parameters)
     rows = []
-    for strategy in ("fedstale", "mifa"):
+    for strategy in (name for name in ("fedstale", "mifa") if name in options.strategies):
         case = Case(strategy, clients, min(options.cohort, clients), options.large_parameters,
                     options.large_rounds, memory=f"mmap:{options.out}",
                     budget_gb=options.budget_gb)  # fmt: skip
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="whether it works, not how fast")
     options = parser.parse_args()
     if options.quick:
-        options.clients, options.cohort, options.rounds = [20, 1000], 4, 3
+        options.clients, options.cohort, options.rounds = [20, 500], 4, 3
         options.strategies, options.parameters = ["fedstale"], 100
         options.memory_gb, options.large_parameters, options.large_rounds = 0.01, 10_000, 2
     options.out.mkdir(parents=True, exist_ok=True)

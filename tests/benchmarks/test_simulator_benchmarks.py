@@ -12,7 +12,7 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def run(name: str, *arguments: object, timeout: float = 150) -> list[dict[str, Any]]:
+def run(name: str, *arguments: object, timeout: float = 170) -> list[dict[str, Any]]:
     """Return the JSON lines that the benchmark prints."""
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -71,12 +71,12 @@ def test_clients_that_do_nothing() -> None:
 def test_scaling(tmp_path: Path) -> None:
     rows = run("simulator_scaling", "--quick", "--out", tmp_path)
     curve = [row for row in rows if row.get("part") == "100 per round"]
-    assert [row["clients"] for row in curve] == [20, 1000]
+    assert [row["clients"] for row in curve] == [20, 500]
     for row in curve:
         assert is_positive(row["median_ms"]), row
         assert is_positive(row["peak_mb"]), row
     large = [row for row in rows if row.get("part") == "memory in a file"]
-    assert [row["strategy"] for row in large] == ["fedstale", "mifa"]
+    assert [row["strategy"] for row in large] == ["fedstale"]
     for row in large:
         assert is_positive(row["limit_ms"]), row
         assert row["stored_gb"] > 0
