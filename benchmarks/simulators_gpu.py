@@ -39,6 +39,7 @@ COLUMNS = [
     ("gpu_percent", "GPU %"), ("gpu_memory_mb", "GPU memory, MB"), ("accuracy", "accuracy"),
     ("distance", "distance"),
 ]  # fmt: skip
+MODELS = ["lenet", "minilm"]
 SAMPLE_SECONDS = 0.05
 
 
@@ -86,6 +87,7 @@ def workloads(options: argparse.Namespace) -> tuple[list[Workload], list[str]]:
         )
     except DataError as error:
         reasons.append(f"MiniLM: {error}")
+    work = [one for one in work if one.model in options.models]
     if options.quick:
         small = {"clients": 20, "cohort": 3, "examples": 8, "batch_size": 4, "test_examples": 16, **common}
         work = [Workload(model=one.model, lr=one.lr, **small) for one in work]
@@ -119,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     own = [name for name in ("batched", "serial") if name in EXECUTORS]
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--executors", default=",".join(own), help="Turnout's executors, comma-separated")
     parser.add_argument("--no-peers", action="store_true", help="leave pfl out")
     parser.add_argument("--chunk", type=int, default=100, help="clients at once in the batched loop")
