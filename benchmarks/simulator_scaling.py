@@ -13,6 +13,7 @@ tables; ``--out`` gets the plot.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def plot(rows: list[dict[str, Any]], stem: Path) -> list[Path]:
 
     with plot_style():
         figure = new_figure(9.5, 4.0)
-        for axes, part in zip(figure.subplots(1, 2, sharey=True), (FIXED, SHARE), strict=True):
+        for axes, part in zip(figure.subplots(1, 2, sharex=True, sharey=True), (FIXED, SHARE), strict=True):
             for index, strategy in enumerate(dict.fromkeys(row["strategy"] for row in rows)):
                 mine = [row for row in rows if (row["strategy"], row["part"]) == (strategy, part)]
                 axes.plot(
@@ -90,7 +91,11 @@ def plot(rows: list[dict[str, Any]], stem: Path) -> list[Path]:
             axes.set_yscale("log")
             axes.set_title(part)
             axes.set_xlabel("registered clients")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ms")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        times = [math.log10(row["median_ms"]) for row in rows]
+        figure.axes[0].set_ylim(10 ** math.floor(min(times)), 10 ** math.ceil(max(times)))
         figure.axes[0].set_ylabel("median round")
         figure.axes[1].legend(loc="upper left", fontsize=8.5)
         return save_figure(figure, stem)

@@ -85,8 +85,8 @@ def test_scaling(tmp_path: Path) -> None:
 
 
 def test_the_gpu_script_on_the_cpu() -> None:
-    rows = run("simulators_gpu", "--quick", "--device", "cpu", "--executors", "serial", "--no-peers", "--models",
-               "lenet")  # fmt: skip
+    options = ("--quick", "--device", "cpu", "--models", "lenet", "--executors", "serial", "--no-peers")
+    rows = run("simulators_gpu", *options)
     lenet = [row for row in rows if row["model"] == "lenet"]
     assert [row["system"] for row in lenet] == [
         "turnout serial", "tight loop, one by one", "tight loop, batched"
