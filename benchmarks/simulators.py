@@ -115,7 +115,8 @@ def main() -> None:
     results.add({**row, "kind": "line through cohort sizes"} for row in fixed)
     results.save()
     said = (
-        f"{about['cores']} cores ({about['cpu']}), Python {about['python']}, PyTorch {about['torch']}; "
+        f"{about['cores']} cores ({about['cpu']}), load {about['load']:.1f} before, "
+        f"Python {about['python']}, PyTorch {about['torch']}; "
         f"{options.examples} examples per client, batches of {options.batch_size}, {options.epochs} local "
         f"epochs, {options.turns} turns of {options.seconds:g} s, medians. Took "
         f"{time.perf_counter() - began:.0f} s."

@@ -76,9 +76,7 @@ def main() -> None:
     results.add(result)
     results.save()
     if options.markdown is not None:
-        said = (
-            f"{about['cores']} cores ({about['cpu']}), {options.model}, {options.clients} registered clients."
-        )
+        said = f"{about['cores']} cores, load {about['load']:.1f} before, {options.model}, {options.clients} registered clients."
         text = f"{said}\n\n{markdown_table(COLUMNS, result)}"
         write_markdown(options.markdown, "light clients", "simulators_light", text)
 

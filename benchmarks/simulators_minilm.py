@@ -78,7 +78,9 @@ class MiniLM(nn.Module):
         key = _linear(hidden, base, f"{name}.attention.self.key")
         value = _linear(hidden, base, f"{name}.attention.self.value") + self._adapter(hidden, layer, 1)
         heads = [t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+        # Written out: the fused kernels have no rule for a batch of models (torch.func.vmap).
+        scores = heads[0] @ heads[1].transpose(-1, -2) / (WIDTH // HEADS) ** 0.5 + mask
+        mixed = (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
         attended = _linear(mixed, base, f"{name}.attention.output.dense")
         hidden = _norm(hidden + attended, base, f"{name}.attention.output.LayerNorm")
         inner = F.gelu(_linear(hidden, base, f"{name}.intermediate.dense"))

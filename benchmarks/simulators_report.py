@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ def conditions() -> dict[str, Any]:
     )  # fmt: skip
     return {
         "cores": cores(),
+        "load": os.getloadavg()[0],  # Before the benchmark's own.
         "cpu": model,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -71,13 +75,23 @@ def markdown_table(columns: Columns, rows: Iterable[dict[str, Any]]) -> str:
 
 
 def write_markdown(path: Path, section: str, script: str, text: str) -> None:
-    """Put ``text`` between the section's marks in ``path``; a file without them gets them at its end."""
+    """Put this command and ``text`` between the marks in ``path``, at its end where it has none."""
     begin, end = BEGIN.format(section, script), END.format(section)
     page = path.read_text() if path.exists() else ""
     if begin not in page:
         page = f"{page.rstrip()}\n\n{begin}\n{end}\n".lstrip()
     before, rest = page.split(begin)
-    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    command = shlex.join(["python", f"benchmarks/{script}.py", *_telling(sys.argv[1:])])
+    path.write_text(f"{before}{begin}\n`{command}`\n\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+def _telling(words: Sequence[str]) -> list[str]:
+    """Return the options that change what is measured."""
+    silent = ("--markdown", "--jsonl")
+    return [
+        word for before, word in zip(["", *words], words, strict=False)
+        if word not in silent and before not in silent
+    ]  # fmt: skip
 
 
 class Results:
