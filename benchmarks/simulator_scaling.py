@@ -152,7 +152,8 @@ def main() -> None:
     results.add([*rows, *large, total])
     results.save()
     if options.markdown is not None:
-        said = f"{about['cores']} cores, load {about['load']:.1f} before, {options.parameters:,} parameters, medians."
+        machine = f"{about['cores']} cores, load {about['load']:.1f} before"
+        said = f"{machine}; {options.parameters:,} parameters, medians."
         text = "\n\n".join([said, markdown_table(CURVE, rows), markdown_table(MEMORY, large)])
         write_markdown(options.markdown, "scaling", "simulator_scaling", text)
 

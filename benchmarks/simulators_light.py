@@ -76,7 +76,8 @@ def main() -> None:
     results.add(result)
     results.save()
     if options.markdown is not None:
-        said = f"{about['cores']} cores, load {about['load']:.1f} before, {options.model}, {options.clients} registered clients."
+        machine = f"{about['cores']} cores, load {about['load']:.1f} before"
+        said = f"{machine}; {options.model}, {options.clients} registered clients, medians."
         text = f"{said}\n\n{markdown_table(COLUMNS, result)}"
         write_markdown(options.markdown, "light clients", "simulators_light", text)
 
