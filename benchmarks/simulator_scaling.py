@@ -135,6 +135,7 @@ def main() -> None:
         options.strategies, options.parameters = ["fedstale"], 100
         options.memory_gb, options.large_parameters, options.large_rounds = 0.01, 10_000, 2
     options.out.mkdir(parents=True, exist_ok=True)
+    results, about = Results("simulator-scaling", options.jsonl), conditions()
     rows = curve(options)
     show("A round of clients that train nothing", CURVE, rows)
     large = large_memory(options) if options.memory_gb else []
@@ -142,13 +143,11 @@ def main() -> None:
         show("A memory of N x d numbers in a mapped file", MEMORY, large)
     for path in plot(rows, options.out / "simulator-scaling"):
         print(f"plot: {path}", file=sys.stderr)
-    about = conditions()
     total = {
         "system": "growth",
         "growth": growth(rows),
         "median_growth": statistics.median(growth(rows).values()),
     }
-    results = Results("simulator-scaling", options.jsonl)
     results.add([*rows, *large, total])
     results.save()
     if options.markdown is not None:

@@ -62,7 +62,8 @@ def main() -> None:
         options.model, options.cohorts, options.clients = "mlp", [3], 10
         options.turns, options.seconds = 1, 0.05
     quiet_peers()
-    about, result = conditions(), []
+    results, about = Results("simulators-light", options.jsonl), conditions()
+    result: list[dict[str, Any]] = []
     for cohort in options.cohorts:
         work = Workload(model=options.model, clients=options.clients, cohort=cohort, epochs=0)
         peers = [] if options.peers == "none" else options.peers.split(",")
@@ -72,7 +73,6 @@ def main() -> None:
         for reason in skipped:
             print(f"left out: {reason}", file=sys.stderr)
     show(f"Clients that do nothing, {options.model}", COLUMNS, result)
-    results = Results("simulators-light", options.jsonl)
     results.add(result)
     results.save()
     if options.markdown is not None:
