@@ -4,6 +4,7 @@
 # make test-deploy  the checks of deploy/ that need Helm, the schemas of Kubernetes and hadolint (460 MB)
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
+# make bench        the simulator beside other simulators, which it installs, and large federations
 # make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -16,7 +17,7 @@ ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/docs/test_s
 DEPLOY := $(VENV)/.deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy lint format types check bench bench-fleet chaos reproduce docs stubs setup clean help
+.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs setup clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -72,9 +73,26 @@ format: $(READY)
 reproduce: $(READY)
 	@for slug in fedstale fedau fedamd rerce-fed-admm; do $(BIN)/turnout reproduce $$slug || exit 1; done
 
-# Timings, and the participation study on Fashion-MNIST (hours at full size: see its --help).
-bench: $(READY) $(SYSTEM)
+# Other simulators, for `make bench` only: on top of $(VENV), so that all run with the same PyTorch.
+PEERS := .venv-bench
+$(PEERS)/.ready: $(READY) benchmarks/peers.txt
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/turnout_base.pth
+	@# One by one: a peer that cannot be installed is left out by name.
+	@grep -v '^#' benchmarks/peers.txt | while read -r peer; do \
+	  $(PEERS)/bin/python -m pip install -q --no-deps --ignore-requires-python "$$peer" || echo "not installed: $$peer" >&2; done
+	@touch $@
+
+# A short version, about half an hour on an idle machine; docs/simulator-benchmarks.md has the full commands.
+bench: $(PEERS)/.ready $(SYSTEM)
+	$(PEERS)/bin/python benchmarks/simulators.py --models mlp100k cnn100k --clients 1000 --turns 3
+	$(PEERS)/bin/python benchmarks/simulators_light.py --turns 3
+	$(BIN)/python benchmarks/simulator_scaling.py --clients 100 1000 10000 --memory-gb 4
 	$(BIN)/python benchmarks/fold.py
+
+# The participation study on Fashion-MNIST (hours at full size: see its --help).
+bench-study: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/participation.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
@@ -95,4 +113,4 @@ stubs: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto turnout/v1/fleet.proto
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
