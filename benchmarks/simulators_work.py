@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from simulators_minilm import MiniLM, load_sentences
 from turnout.client.minibatches import generator
 from turnout.simulation import ParticipationModel
-from turnout.tasks import ClientData, Task
+from turnout.tasks import ClientData, Task, known_loss
 from turnout.tasks.classification import Examples, split_examples
 from turnout.tasks.digits import load_digits
 from turnout.tasks.fashion_mnist import load_fashion_mnist
@@ -123,6 +123,7 @@ class Federation(Task):
     def num_examples(self, client: int) -> int:
         return self.work.examples
 
+    @known_loss("cross-entropy")
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(output, y)
 
