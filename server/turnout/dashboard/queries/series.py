@@ -117,7 +117,7 @@ def series_ends(connection: Connection, run: str) -> list[End]:
     return [
         End(kind, *row)
         for kind in KINDS
-        for row in connection.execute(_ENDS, {"run": run, "kind": kind}).tuples()
+        for row in connection.execute(_ENDS, {"run": run, "kind": kind})
     ]
 
 
@@ -134,12 +134,12 @@ def best_point(connection: Connection, run: str, kind: str, name: str) -> tuple[
 def points(connection: Connection, run: str, kind: str, name: str) -> Points:
     """Return all points of a series; none for one that the run has not."""
     if kind != "round":
-        return as_points(connection.execute(_POINTS, {"run": run, "kind": kind, "name": name}).tuples())
+        return as_points(connection.execute(_POINTS, {"run": run, "kind": kind, "name": name}))
     if name not in ROUND_SERIES:
         return as_points(())
     column = RoundRow.__table__.c[name.replace("-", "_")]
     query = select(RoundRow.round, column).where(RoundRow.run_id == run).order_by(RoundRow.round)
-    return as_points(connection.execute(query).tuples())
+    return as_points(connection.execute(query))
 
 
 def as_points(rows: Iterable[tuple[int, float | None]]) -> Points:
