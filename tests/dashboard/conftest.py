@@ -54,5 +54,3 @@ def store(recorded: Path) -> Iterator[RunStore]:
 def run(store: RunStore) -> str:
     """The run of FedAMD, whose clients have roles."""
     return next(row.id for row in store.runs() if row.strategy == "fedamd")
-
-

@@ -141,7 +141,7 @@ def sse_events(lines: Iterator[str]) -> Iterator[Event]:
             fields.setdefault(name, []).append(value.removeprefix(" "))
 
 
-def _lines(response: httpx.Response) -> Iterator[str]:
+def lines_of(response: httpx.Response) -> Iterator[str]:
     """Split at line feeds only: httpx would also split at separators that may be inside a name."""
     held = ""
     for text in response.iter_text():
@@ -155,7 +155,7 @@ def follow(url: str, params: Sequence[tuple[str, str]] = (), **options: Any) -> 
     with httpx.stream("GET", url, params=list(params), timeout=httpx.Timeout(30), **options) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
-        yield from sse_events(_lines(response))
+        yield from sse_events(lines_of(response))
 
 
 class Command:

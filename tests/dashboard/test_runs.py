@@ -59,7 +59,9 @@ def test_the_list_can_be_filtered(api: httpx.Client, params: dict, expected: set
     assert found["total"] == len(expected)
 
 
-@pytest.mark.parametrize("sort", ["created", "name", "strategy", "task", "status", "rounds", "seconds", "metric"])
+@pytest.mark.parametrize(
+    "sort", ["created", "name", "strategy", "task", "status", "rounds", "seconds", "metric"]
+)
 def test_the_list_can_be_sorted(api: httpx.Client, sort: str) -> None:
     up = [item["id"] for item in get(api, "runs", sort=sort, order="asc")["items"]]
     down = [item["id"] for item in get(api, "runs", sort=sort, order="desc")["items"]]
@@ -217,10 +219,15 @@ def test_the_store_is_never_written(own_store: Path) -> None:
     from turnout.server.schema import SCHEMA_REVISION
 
     reader = StoreReader(own_store)
-    with pytest.raises(Exception, match="readonly|query_only|attempt to write"), reader.connect() as connection:
+    with (
+        pytest.raises(Exception, match="readonly|query_only|attempt to write"),
+        reader.connect() as connection,
+    ):
         connection.exec_driver_sql("DELETE FROM runs")
     with reader.connect() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == SCHEMA_REVISION
+        assert (
+            connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == SCHEMA_REVISION
+        )
         assert connection.exec_driver_sql("SELECT count(*) FROM runs").scalar() == 3
     reader.close()
 

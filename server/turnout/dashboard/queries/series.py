@@ -115,9 +115,7 @@ class End:
 def series_ends(connection: Connection, run: str) -> list[End]:
     """Return every series of a run with its newest point; of each kind at most 1,000."""
     return [
-        End(kind, *row)
-        for kind in KINDS
-        for row in connection.execute(_ENDS, {"run": run, "kind": kind})
+        End(kind, *row) for kind in KINDS for row in connection.execute(_ENDS, {"run": run, "kind": kind})
     ]
 
 
