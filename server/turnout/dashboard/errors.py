@@ -46,9 +46,10 @@ def error_response(
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what the OpenAPI document says of errors."""
+    """Return what the OpenAPI document says of errors: JSON, whatever the route answers otherwise."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     return {
-        status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
+        status: {"description": HTTPStatus(status).phrase, "content": content}
         for status in (*statuses, 422, 503)
     }
 

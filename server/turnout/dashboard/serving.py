@@ -15,6 +15,7 @@ from typing import Final
 import uvicorn
 
 from turnout.dashboard.app import create_app
+from turnout.dashboard.pages import STATIC
 from turnout.dashboard.reader import StoreReader
 from turnout.dashboard.services import Catalogue
 from turnout.wire import ConfigError
@@ -68,8 +69,10 @@ class DashboardOptions:
 class Dashboard:
     """A dashboard that listens; `run` serves until a signal, entering it serves on a thread of its own.
 
-    ``listener`` is what `listen` returned, for who wants to know early that the address can be used. Raises
-    `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
+    ``listener`` is what `listen` returned, for who wants to know early that the address can be used;
+    ``static`` is the folder of the built page.
+
+    Raises `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Dashboard:
         *,
         catalogue: Catalogue,
         listener: socket.socket | None = None,
+        static: Path = STATIC,
     ) -> None:
         self._options = options
         self._socket = listen(options) if listener is None else listener
@@ -89,7 +93,7 @@ class Dashboard:
             raise
         # Beyond loopback the token protects, and only the owner knows by which names it is reached.
         hosts = (options.host, *options.hosts) if options.is_local or options.hosts else None
-        self.app = create_app(reader, catalogue=catalogue, token=options.token, hosts=hosts)
+        self.app = create_app(reader, catalogue=catalogue, token=options.token, hosts=hosts, static=static)
         tls = {} if options.certificate is None else {
             "ssl_certfile": str(options.certificate), "ssl_keyfile": str(options.key)
         }  # fmt: skip
