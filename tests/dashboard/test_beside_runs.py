@@ -15,9 +15,13 @@ import httpx
 import pytest
 import tomli_w
 from dashboard_runs import Command, experiment, follow
+from typer.testing import CliRunner
 
+from turnout.cli import app
 from turnout.dashboard import Dashboard, DashboardOptions, StoreReader
+from turnout.experiment import load_experiment
 from turnout.server import RunStore, StoreError
+from turnout.simulation.run import simulate
 
 SMALL = {"rounds": 25}
 
@@ -36,33 +40,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def undisturbed(place: Path) -> str:
-    file = written(place, place / "alone")
-    return str(
-        json.loads(Command(place, "simulate", file.name, "--no-plots", "--json").end())["model_sha256"]
-    )
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model of a run that nobody looks at."""
+    place = tmp_path_factory.mktemp("alone")
+    return simulate(load_experiment(written(place, place / "runs")), plots=False).model_sha256
 
 
-def test_killing_the_dashboard_leaves_the_run_alone(tmp_path: Path) -> None:
-    expected = undisturbed(tmp_path)
+def test_killing_the_dashboard_leaves_the_run_alone(tmp_path: Path, undisturbed: str) -> None:
     written(tmp_path, tmp_path / "runs")
     RunStore(tmp_path / "runs").close()
     dashboard = Command(tmp_path, "dashboard", "--port", 0, "--no-open")
     url = dashboard.wait_for("dashboard at ")
     simulation = Command(tmp_path, "simulate", "small.toml", "--no-plots", "--json")
-    with pytest.raises(httpx.TransportError):  # It is killed while it streams.
-        for event in follow(f"{url}api/v1/stream"):
-            if event.event == "update" and any(run["rounds_done"] > 2 for run in event.data["runs"]):
-                os.kill(dashboard.process.pid, signal.SIGKILL)
-    assert json.loads(simulation.end())["model_sha256"] == expected
+    stream = follow(f"{url}api/v1/stream")
+    assert next(stream).event == "hello"
+    while not any(run["rounds_done"] > 2 for run in next(stream).data["runs"]):
+        pass
+    os.kill(dashboard.process.pid, signal.SIGKILL)  # While it streams.
+    with pytest.raises(httpx.TransportError):
+        list(stream)
+    assert json.loads(simulation.end())["model_sha256"] == undisturbed
     dashboard.end(-signal.SIGKILL)
     with RunStore(tmp_path / "runs") as store:
         assert store.run("last").status == "finished"
 
 
-def test_a_served_run_with_its_dashboard(tmp_path: Path) -> None:
+def test_a_served_run_with_its_dashboard(tmp_path: Path, undisturbed: str) -> None:
     """`turnout server --dashboard`: two clients, and readers that ask all the time."""
-    expected = undisturbed(tmp_path)
     written(tmp_path, tmp_path / "runs")
     address, shown = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     server = Command(
@@ -104,25 +109,23 @@ def test_a_served_run_with_its_dashboard(tmp_path: Path) -> None:
         node.end()
     for reader in readers:
         reader.join()
-    assert document["model_sha256"] == expected
+    assert document["model_sha256"] == undisturbed
     assert last == "bye"
     assert rounds == list(range(1, len(rounds) + 1))
     assert len(rounds) >= 20  # The last ones may be committed while the process is already leaving.
 
 
-def test_a_dashboard_that_cannot_listen_is_told_before_the_run(tmp_path: Path) -> None:
-    written(tmp_path, tmp_path / "runs")
+@pytest.mark.parametrize("address", ["taken", "here", "127.0.0.1:99999", "0.0.0.0:0"])
+def test_a_dashboard_that_cannot_listen_is_told_before_the_run(tmp_path: Path, address: str) -> None:
+    file = written(tmp_path, tmp_path / "runs")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        server = Command(tmp_path, "server", "small.toml", "--address", "127.0.0.1:0", "--dashboard", address)
-        server.end(2)
-    assert "cannot be used" in server.log.read_text()
-    for bad in ("here", "127.0.0.1:99999", "0.0.0.0:0"):
-        server = Command(tmp_path, "server", "small.toml", "--address", "127.0.0.1:0", "--dashboard", bad)
-        server.end(2)
-        assert bad.partition(":")[0] in server.log.read_text()
+        shown = f"127.0.0.1:{taken.getsockname()[1]}" if address == "taken" else address
+        arguments = ["server", str(file), "--address", "127.0.0.1:0", "--dashboard", shown]
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert {"taken": "cannot be used", "0.0.0.0:0": "--token-file"}.get(address, "HOST:PORT") in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -152,12 +155,11 @@ def test_the_command_stops_in_time_with_streams_open(own_store: Path, tmp_path: 
         (("--host", "256.1.1.1.1"), 2, "--token-file"),
     ],
 )
-def test_what_the_command_refuses(
-    own_store: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
-) -> None:
-    command = Command(tmp_path, "dashboard", "--store", own_store, "--port", 0, "--no-open", *arguments)
-    command.end(code)
-    assert said in command.log.read_text()
+def test_what_the_command_refuses(own_store: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    shared = ["dashboard", "--store", str(own_store), "--port", "0", "--no-open"]
+    done = CliRunner().invoke(app, [*shared, *arguments])
+    assert done.exit_code == code
+    assert said in done.stderr
 
 
 def test_readiness_follows_the_store(own_store: Path) -> None:

@@ -84,7 +84,7 @@ def create_app(
     add_handlers(app)
     _describe_more(app)
     # The last one added is the first one passed.
-    app.add_middleware(GZipMiddleware, minimum_size=_SMALLEST_ZIPPED, compresslevel=4)
+    app.add_middleware(GZipMiddleware, minimum_size=_SMALLEST_ZIPPED, compresslevel=1)
     app.add_middleware(LoginCheck, access=access)
     if hosts is not None:
         app.add_middleware(HostCheck, allowed=hosts)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -67,6 +68,10 @@ def add_handlers(app: FastAPI) -> None:
     def store(_: Request, error: Exception) -> Response:
         _log.warning("%s", error)
         return error_response(503, "the run store cannot be read now; see the dashboard's log.")
+
+    @app.exception_handler(DataError)
+    def incomparable(_: Request, error: Exception) -> Response:
+        return error_response(422, "the database cannot compare one of the values, such as text with a NUL.")
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: Exception) -> Response:
