@@ -140,7 +140,7 @@ def test_the_command_stops_in_time_with_streams_open(own_store: Path, tmp_path: 
     began = time.monotonic()
     dashboard.process.send_signal(signal.SIGTERM)
     assert [event.event for event in stream][-1] == "bye"
-    dashboard.end(-signal.SIGTERM)
+    dashboard.end()
     assert time.monotonic() - began < 5
     assert "Traceback" not in dashboard.log.read_text()
 
@@ -198,7 +198,14 @@ def test_a_lost_run_is_seen_as_lost(own_store: Path) -> None:
         row = store.runs()[0]
         store.reopen(row.id, after_round=5, num_rounds=30, config=row.config)
     with Dashboard(own_store, DashboardOptions(port=0), catalogue=list) as served:
-        (found,) = [
-            item for item in httpx.get(f"{served.url}api/v1/runs").json()["items"] if item["id"] == row.id
-        ]
+        url = f"{served.url}api/v1/runs"
+        everything = httpx.get(url).json()
+        (found,) = [item for item in everything["items"] if item["id"] == row.id]
+        lost = httpx.get(url, params={"status": "lost"}).json()
+        others = httpx.get(url, params={"status": ["running", "stale", "finished"]}).json()
     assert (found["status"], found["rounds_done"]) == ("lost", 5)
+    assert [item["id"] for item in lost["items"]] == [row.id]
+    assert (others["total"], row.id in [item["id"] for item in others["items"]]) == (2, False)
+    assert everything["facets"]["status"] == [
+        {"value": "finished", "count": 2}, {"value": "lost", "count": 1}
+    ]  # fmt: skip

@@ -133,7 +133,7 @@ class Dashboard:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def run(self) -> None:
-        """Serve on this thread until SIGINT or SIGTERM."""
+        """Serve on this thread until SIGINT or SIGTERM, then return."""
         self._server.run(sockets=[self._socket])
 
     def __enter__(self) -> Dashboard:
@@ -174,8 +174,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._end_streams()
-        super().handle_exit(sig, frame)
+        """Stop in good order, at once when asked twice; uvicorn would end the process by the signal."""
+        self.force_exit = self.should_exit
+        self.stop()
 
 
 def listen(options: DashboardOptions) -> socket.socket:
