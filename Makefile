@@ -94,6 +94,7 @@ bench: $(PEERS)/.ready $(SYSTEM)
 # The participation study on Fashion-MNIST (hours at full size: see its --help).
 bench-study: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/participation.py
+	$(BIN)/python benchmarks/dashboard_api.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)

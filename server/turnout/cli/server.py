@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from turnout.cli.dashboard import beside_run
 from turnout.cli.metrics import MetricsAddress, MetricsOpen, MetricsOptions, MetricsPort, metrics_endpoint
 from turnout.cli.output import REFUSED, TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.simulate import File, NoPlots, Set, finish_run
@@ -50,6 +51,24 @@ EnrolAddress = Annotated[
         metavar="HOST:PORT",
         envvar="TURNOUT_ENROL_ADDRESS",
         help="With --certs: where nodes fetch certificates for tokens (`turnout enrol`).",
+    ),
+]
+DashboardAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--dashboard",
+        metavar="HOST:PORT",
+        envvar="TURNOUT_DASHBOARD_ADDRESS",
+        help="Serve the dashboard of the run's store.",
+    ),
+]
+DashboardToken = Annotated[
+    Path | None,
+    typer.Option(
+        "--dashboard-token-file",
+        metavar="FILE",
+        envvar="TURNOUT_DASHBOARD_TOKEN_FILE",
+        help="File (mode 0600) with the token that the dashboard's readers need.",
     ),
 ]
 Store = Annotated[
@@ -94,6 +113,8 @@ def server(
     metrics_open: MetricsOpen = False,
     per_client_metrics: PerClientMetrics = False,
     enrol_address: EnrolAddress = None,
+    dashboard_address: DashboardAddress = None,
+    dashboard_token_file: DashboardToken = None,
     store: Store = "runs",
     no_plots: NoPlots = False,
     log_to: LogTo = None,
@@ -113,9 +134,10 @@ def server(
         deployment = Deployment(address=address, certs=certs, insecure=insecure)
         # Who said that models may travel in plain text has said so of numbers about them.
         metrics = MetricsOptions(metrics_address, metrics_port, open=metrics_open or insecure)
+        served = beside_run(dashboard_address, dashboard_token_file, output)
         with StopSignals(_STOPS) as stop:
             try:
-                run = _Run(output, stop, file, deployment, metrics, enrol_address)
+                run = _Run(output, stop, file, deployment, metrics, enrol_address, served)
                 run.per_client, run.log_to = per_client_metrics, log_to or []
                 reached = run.go(overrides or [], resume, store, plots=not no_plots)
             except AddressError as error:
@@ -140,7 +162,9 @@ class _Run:
         deployment: Deployment,
         metrics: MetricsOptions,
         enrol_address: str | None,
+        dashboard: AbstractContextManager[Callable[[RunStore], None]],
     ) -> None:
+        self.dashboard = dashboard
         self.output, self.stop, self.file = output, stop, file
         self.deployment, self.metrics, self.enrol_address = deployment, metrics, enrol_address
         self.per_client = False
@@ -176,6 +200,7 @@ class _Run:
             self._metrics() as watched,
             self._enrolment(),
             tracking(self.log_to, self.output) as trackers,
+            self.dashboard as show_dashboard,
             RunProgress(self.output, [self.experiment.label], stop=self.stop) as progress,
         ):
 
@@ -184,6 +209,7 @@ class _Run:
                 run.grid.on_idle, self.stop.idle = self.stop.check, lambda: run.grid.idle
                 progress.begin(self.experiment.label, num_clients=run.grid.num_clients)
                 self._introduce(run)
+                show_dashboard(run.recorder.store)
                 trackers.begin(run.recorder.run, run.recorder.directory.path)
                 yield (*watched(run), trackers, progress)
 
