@@ -110,8 +110,10 @@ def test_layers_written_by_hand(cohorts, make_custom, monkeypatch, name, at_once
         both.compare(local_update, config, records, rounds=(1,))
 
 
+@pytest.mark.parametrize("few", [2, 100])
 @pytest.mark.parametrize("name", NOT_BY_HAND)
-def test_other_modules_are_differentiated_by_torch(cohorts, make_custom, name):
+def test_other_modules_are_differentiated_by_torch(cohorts, make_custom, monkeypatch, name, few):
+    monkeypatch.setattr("turnout.client.batched.vmap_engine._FEW", few)
     build, shape = NOT_BY_HAND[name]
     both = cohorts(make_custom(build, SIZES, shape), batch_size=5, weight_decay=0.01, local_epochs=2)
     assert isinstance(engine_of(both), VmapEngine)
