@@ -64,6 +64,7 @@ reproduce: $(READY)
 # Timings, and the participation study on Fashion-MNIST (hours at full size: see its --help).
 bench: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/fold.py
+	$(BIN)/python benchmarks/batched_steps.py
 	$(BIN)/python benchmarks/participation.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
