@@ -59,30 +59,41 @@ class VmapEngine:
                 self._together(rows, batch.x[rows, :size], batch.y[rows, :size], losses, shares, accumulate)
                 continue
             for i in range(rows.start, rows.stop):
-                self._one(i, batch.x[i, :size], batch.y[i, :size], losses, shares, accumulate)
+                losses[i] = self._alone(i, batch.x[i, :size], batch.y[i, :size])
+                gradient, place = self._model.template.gradient, self._model.gradient[i]
+                if shares is not None:
+                    gradient = gradient * shares[i]
+                place.add_(gradient) if accumulate else place.copy_(gradient)
         return losses if shares is None else losses.mul_(shares)
 
     def sgd_step(self, batch: Batch, lr: float, keep: float) -> Tensor:
         """Set the parameters y to ``keep * y - lr * gradient``; return the losses before, shape (a,)."""
-        losses = self.gradient(batch)
-        y = self._model.parameters[: len(losses)]
-        if keep != 1.0:
-            y.mul_(keep)
-        y.add_(self._model.gradient[: len(losses)], alpha=-lr)
+        losses = self._model.parameters.new_empty(len(batch.sizes))
+        for rows, size in _runs(batch.sizes):
+            x, y = batch.x[rows, :size], batch.y[rows, :size]
+            if len(x) >= self._few:
+                self._together(rows, x, y, losses, None, accumulate=False)
+                self._step(rows, self._model.gradient[rows], lr, keep)
+                continue
+            for i in range(len(x)):
+                losses[rows.start + i] = self._alone(rows.start + i, x[i], y[i])
+                self._step(rows.start + i, self._model.template.gradient, lr, keep)
         return losses
 
-    def _one(
-        self, i: int, x: Tensor, y: Tensor, losses: Tensor, shares: Tensor | None, accumulate: bool
-    ) -> None:
-        """Differentiate for the client in row ``i``, on the template."""
-        template, place = self._model.template, self._model.gradient[i]
+    def _step(self, rows: slice | int, gradient: Tensor, lr: float, keep: float) -> None:
+        parameters = self._model.parameters[rows]
+        if keep != 1.0:
+            parameters.mul_(keep)
+        parameters.add_(gradient, alpha=-lr)
+
+    def _alone(self, i: int, x: Tensor, y: Tensor) -> Tensor:
+        """Put the gradient of the client in row ``i`` into the template's; return its loss."""
+        template = self._model.template
         module = self._load(i)
         template.gradient.zero_()
         loss = self._task.loss(module(x), y)
         torch.autograd.backward(loss)
-        losses[i] = loss.detach()
-        gradient = template.gradient if shares is None else template.gradient * shares[i]
-        place.add_(gradient) if accumulate else place.copy_(gradient)
+        return loss.detach()
 
     def _together(
         self, rows: slice, x: Tensor, y: Tensor, losses: Tensor, shares: Tensor | None, accumulate: bool
