@@ -90,6 +90,7 @@ bench: $(PEERS)/.ready $(SYSTEM)
 	$(PEERS)/bin/python benchmarks/simulators_light.py --turns 3
 	$(BIN)/python benchmarks/simulator_scaling.py --clients 100 1000 10000 --memory-gb 4
 	$(BIN)/python benchmarks/fold.py
+	$(BIN)/python benchmarks/batched_steps.py
 
 # The participation study on Fashion-MNIST (hours at full size: see its --help).
 bench-study: $(READY) $(SYSTEM)

@@ -1,6 +1,6 @@
 """How many clients a second one thread trains: the batched trainer beside training one client at a time.
 
-    python benchmarks/batched_steps.py [--seconds 4] [--only mlp]
+    python benchmarks/batched_steps.py [--seconds 4] [--only mlp-64 cnn]
 
 Rivals, all with the same data, model, batch size and epochs, on one PyTorch thread:
 
@@ -10,8 +10,9 @@ Rivals, all with the same data, model, batch size and epochs, on one PyTorch thr
 * ``serial``: `turnout.client.app.Trainer`, which also reads a message and writes a reply;
 * ``batched``: `turnout.client.batched.BatchedTrainer`.
 
-They run in turns, so that a change of the machine's speed meets all of them. Prints one JSON line for each
-workload: client updates a second (the median turn) and the ratios of the batched trainer to the others.
+They run in turns, so that a change of the machine's speed meets all of them, and are timed by the CPU time
+of this process, so that others on the machine matter less. Prints one JSON line for each workload: client
+updates a second (the median turn) and the median ratio of the batched trainer to each of the others.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
@@ -22,7 +23,7 @@ from turnout.client.work import Outcome
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
-from turnout.wire.errors import ConfigError, DataError, LayoutError, unknown_name
+from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.registry import find
 
 _LR: Final = "lr"
@@ -219,14 +220,9 @@ class Trainer:
     def _data(self, client: int) -> ClientData:
         data = self._on_device.get(client)
         if data is None:
-            data = self.task.client_data(client)
-            if len(data) == 0:
-                raise DataError(
-                    f"client {client} of task {self.task.name!r} has no training examples; give it "
-                    "participation probability 0, or set the partition's min_examples to 1 or more."
-                )
-            if not self.on_cpu:
-                data = self._on_device[client] = ClientData(data.x.to(self._device), data.y.to(self._device))
+            data = client_examples(self.task, client, self._device)
+            if not self.on_cpu:  # Else the task keeps what it wants to keep.
+                self._on_device[client] = data
         return data
 
 

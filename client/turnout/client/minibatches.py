@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from turnout.tasks.task import ClientData
 
+_WORD: Final = 1 << 32
+
 
 def generator(seed: int, client: int, server_round: int) -> np.random.Generator:
     """Return the generator of all randomness in one client's round."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, client, server_round])))
+    words: Any = (seed, client, server_round)
+    if max(words) < _WORD:  # The same stream: NumPy is slow to cut Python integers into words itself.
+        words = np.array(words, dtype=np.uint32)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
 def minibatches(

@@ -28,6 +28,18 @@ def hooked() -> nn.Module:
     return module
 
 
+def shared_activation() -> nn.Module:
+    tanh = nn.Tanh()
+    return nn.Sequential(nn.Linear(5, 6), tanh, nn.Linear(6, 6), tanh, nn.Linear(6, 4))
+
+
+def replaced_forward() -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 4))
+    plain = module[0].forward
+    module[0].forward = lambda x: 2.0 * plain(x)
+    return module
+
+
 def frozen() -> nn.Module:
     module = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4))
     module[0].weight.requires_grad_(False)
@@ -44,6 +56,7 @@ BY_HAND = {
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7), nn.Sigmoid(), nn.Linear(7, 4)),
         (5,),
     ),
+    "shared-activation": (shared_activation, (5,)),
     "linear-linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 4)), (2, 3)),
     "colour": (
         lambda: nn.Sequential(
@@ -72,6 +85,7 @@ BY_HAND = {
 NOT_BY_HAND = {
     "own-layer": (lambda: nn.Sequential(OwnLinear(5, 4)), (5,)),
     "hook": (hooked, (5,)),
+    "replaced-forward": (replaced_forward, (5,)),
     "frozen": (frozen, (5,)),
     "activation-of-data": (lambda: nn.Sequential(nn.ReLU(), nn.Linear(5, 4)), (5,)),
     "activation-last": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh()), (5,)),
@@ -110,8 +124,10 @@ def test_layers_written_by_hand(cohorts, make_custom, monkeypatch, name, at_once
         both.compare(local_update, config, records, rounds=(1,))
 
 
+@pytest.mark.parametrize("few", [2, 100])
 @pytest.mark.parametrize("name", NOT_BY_HAND)
-def test_other_modules_are_differentiated_by_torch(cohorts, make_custom, name):
+def test_other_modules_are_differentiated_by_torch(cohorts, make_custom, monkeypatch, name, few):
+    monkeypatch.setattr("turnout.client.batched.vmap_engine._FEW", few)
     build, shape = NOT_BY_HAND[name]
     both = cohorts(make_custom(build, SIZES, shape), batch_size=5, weight_decay=0.01, local_epochs=2)
     assert isinstance(engine_of(both), VmapEngine)

@@ -73,8 +73,30 @@ def test_a_client_with_another_models_state_fails_alone(cohorts, make_task):
 def test_what_the_strategy_must_send(cohorts, make_task, local_update, missing):
     both = cohorts(make_task("softmax"))
     work = CohortWork(1, local_update, 0.1, ConfigRecord(), both.vector(), {})
-    with pytest.raises(ConfigError, match=missing):
-        both.batched(work, [0, 1])
+    _, outcome = both.batched(work, [0, 1])
+    assert sorted(outcome.failures) == [0, 1]
+    for failure in outcome.failures.values():
+        assert isinstance(failure, ConfigError)
+        assert missing in str(failure)
+
+
+def test_a_client_with_impossible_labels_fails_alone(cohorts, make_task):
+    both = cohorts(make_task("mlp", (4, 5, 3)), batch_size=2)
+    both.task.data[1].y[:] = 9
+    work = CohortWork(1, "dyn", 0.1, ConfigRecord({"dyn-alpha": 0.1}), both.vector(), {})
+    out, outcome = both.batched(work, [0, 1, 2])
+    assert list(outcome.failures) == [1]
+    assert np.isfinite(out[[0, 2]]).all()
+    assert [bool(store) for store in both.stores] == [True, False, True]
+
+
+def test_clients_without_a_start_fail_without_the_others(cohorts, make_task):
+    both = cohorts(make_task("mlp", (4, 5, 3)), batch_size=2)
+    config = ConfigRecord({"rho": 0.5})
+    both.batched(CohortWork(1, "admm", 0.1, config, both.vector(), {}), [0, 2])
+    _, outcome = both.batched(CohortWork(2, "admm", 0.1, config, both.vector(), {}), [0, 1, 2])
+    assert list(outcome.failures) == [1]
+    assert "client 1 keeps no" in str(outcome.failures[1])
 
 
 def test_no_module_is_copied_or_read_out_for_a_client(cohorts, make_task, monkeypatch):

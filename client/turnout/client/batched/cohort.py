@@ -43,7 +43,8 @@ class CohortOutcome:
     extras
         Further records by name ("control"), shape (C, P) each.
     failures
-        Why a client could not be trained, by its position; its row of every array means nothing.
+        Why a client could not be trained, by its position among the clients of the call; its row of every
+        array means nothing.
     """
 
     losses: NDArray

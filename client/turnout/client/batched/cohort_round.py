@@ -53,6 +53,8 @@ class CohortRound(Work):
     @property
     def who(self) -> str:
         """The clients, for messages."""
+        if len(self.clients) == 1:
+            return f"client {self.clients[0]}"
         return f"each of the clients {', '.join(str(client) for client in self.clients)}"
 
     def extra(self, key: str) -> Vector | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, cast
 
 import numpy as np
@@ -17,16 +18,17 @@ from turnout.client.batched.cohort_state import CohortState
 from turnout.client.batched.engine import Engine, choose_engine
 from turnout.client.batched.layered_engine import LayeredEngine
 from turnout.client.batched.stacked_model import StackedModel
+from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LocalUpdate, admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
 from turnout.client.options import TrainOptions
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome, WorkState
-from turnout.tasks.task import ClientData, Task, Vector
+from turnout.tasks.task import Task, Vector
 from turnout.wire import keys
 from turnout.wire.arrays import NDArray
-from turnout.wire.errors import DataError, LayoutError
+from turnout.wire.errors import LayoutError
 from turnout.wire.registry import find
 
 LOCAL_UPDATES: Final[dict[str, LocalUpdate]] = {
@@ -51,6 +53,15 @@ _CPU_CLIENTS: Final = 256
 _CPU_FEW: Final = 4
 _CUDA_NUMBERS: Final = 1 << 29
 _CUDA_CLIENTS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A client of the call: its position there, its examples, and what it keeps."""
+
+    position: int
+    examples: ClientExamples
+    kept: dict[str, Vector]
 
 
 class BatchedTrainer:
@@ -96,6 +107,10 @@ class BatchedTrainer:
                 return isinstance(self._engine(self._examples(client).kind), LayeredEngine)
         return False
 
+    def at_once(self, client: int) -> int:
+        """Return how many clients with no more examples than ``client`` are trained in one tensor program."""
+        return self._at_once(self._examples(client))
+
     def chunk(self, parameters: int) -> int:
         """Return how many clients of ``parameters`` numbers each a call of `train` should bring, at most.
 
@@ -112,8 +127,8 @@ class BatchedTrainer:
         """Run the local update on each client and put its vector into its row of ``out``, shape (C, P).
 
         The vector is the model after training, for "anchor" the gradient. What clients keep is saved in
-        ``states``, one for each client. An error that concerns all clients, such as a number missing in the
-        request, is raised; one that concerns a client is returned.
+        ``states``, one for each client. A client that cannot be trained is among the failures, and its state
+        stays as it was; the others are trained.
         """
         outcome = CohortOutcome(np.full(len(clients), np.nan))
         if self._closed_form(work):
@@ -122,21 +137,41 @@ class BatchedTrainer:
             return outcome
         if self.device.type == "cpu":
             self._data.clear()  # The task keeps what it wants to keep.
-        for positions, kept in self._chunks(work, clients, states, outcome):
-            ids = [clients[i] for i in positions]
-            self._model.begin(len(ids), work.model)
-            examples = Examples([self._data[client] for client in ids])
-            cohort = CohortRound(
-                work,
-                ids,
-                examples,
-                CohortState([states[i] for i in positions], kept),
-                self._model,
-                self._engine(self._data[ids[0]].kind),
-                self.options,
-            )
-            self._put(LOCAL_UPDATES[work.local_update](cohort), positions, out, outcome)
+        for members in self._chunks(work, clients, states, outcome):
+            try:
+                self._train_chunk(work, clients, members, states, out, outcome)
+            except Exception as error:
+                if len(members) == 1:
+                    outcome.failures[members[0].position] = error
+                    continue
+                for member in members:  # Whose fault is it? States are saved last, so nothing has happened.
+                    try:
+                        self._train_chunk(work, clients, [member], states, out, outcome)
+                    except Exception as own_error:
+                        outcome.failures[member.position] = own_error
         return outcome
+
+    def _train_chunk(
+        self,
+        work: CohortWork,
+        clients: Sequence[int],
+        members: Sequence[_Member],
+        states: Sequence[WorkState],
+        out: NDArray,
+        outcome: CohortOutcome,
+    ) -> None:
+        self._model.begin(len(members), work.model)
+        cohort = CohortRound(
+            work,
+            [clients[member.position] for member in members],
+            Examples([member.examples for member in members]),
+            CohortState([states[member.position] for member in members], [member.kept for member in members]),
+            self._model,
+            self._engine(members[0].examples.kind),
+            self.options,
+        )
+        result = LOCAL_UPDATES[work.local_update](cohort)
+        self._put(result, [member.position for member in members], out, outcome)
 
     def _chunks(
         self,
@@ -144,31 +179,28 @@ class BatchedTrainer:
         clients: Sequence[int],
         states: Sequence[WorkState],
         outcome: CohortOutcome,
-    ) -> list[tuple[list[int], list[dict[str, Vector]]]]:
-        """Return positions and kept vectors of the clients to train together, larger ones first.
+    ) -> list[list[_Member]]:
+        """Return the clients to train together, larger ones first.
 
         Clients are alike when their examples have the same shapes, when all or none of them take their whole
         set in each step, and when they keep the same vectors (and from the same round, if that matters).
         """
-        groups: dict[object, list[tuple[int, int, dict[str, Vector]]]] = {}
+        groups: dict[object, list[_Member]] = {}
         for i, (client, state) in enumerate(zip(clients, states, strict=True)):
             try:
-                data = self._examples(client)
-                kept = state.load(self._model.size)
+                member = _Member(i, self._examples(client), state.load(self._model.size))
                 since = state.last_round if work.config.get(keys.CONTINUAL) else None
             except Exception as error:
                 outcome.failures[i] = error
                 continue
-            whole = data.count <= self.options.batch_size
-            key = (data.kind, whole, frozenset(kept), since)
-            groups.setdefault(key, []).append((data.count, i, kept))
+            whole = member.examples.count <= self.options.batch_size
+            key = (member.examples.kind, whole, frozenset(member.kept), since)
+            groups.setdefault(key, []).append(member)
         chunks = []
         for group in groups.values():
-            group.sort(key=lambda member: -member[0])
-            at_once = self.at_once(clients[group[0][1]])
-            for start in range(0, len(group), at_once):
-                chunk = group[start : start + at_once]
-                chunks.append(([i for _, i, _ in chunk], [kept for _, _, kept in chunk]))
+            group.sort(key=lambda member: -member.examples.count)
+            at_once = self._at_once(group[0].examples)
+            chunks += [group[start : start + at_once] for start in range(0, len(group), at_once)]
         return chunks
 
     def _put(self, result: Outcome, positions: list[int], out: NDArray, outcome: CohortOutcome) -> None:
@@ -220,11 +252,10 @@ class BatchedTrainer:
         has_solver = type(self.task).admm_solver is not Task.admm_solver
         return work.local_update in ("admm", "dual-admm") and self.options.closed_form and has_solver
 
-    def at_once(self, largest: int) -> int:
-        """Return how many clients with no more examples than client ``largest`` are trained at once."""
-        data, parameters = self._examples(largest), self._model.size
-        engine = self._engine(data.kind)
-        numbers = max(1, engine.numbers * min(data.count, self.options.batch_size))
+    def _at_once(self, largest: ClientExamples) -> int:
+        """Return how many clients with no more examples than ``largest`` to train at once."""
+        engine, parameters = self._engine(largest.kind), self._model.size
+        numbers = max(1, engine.numbers * min(largest.count, self.options.batch_size))
         if self.device.type != "cpu":
             return min(_CUDA_CLIENTS, max(1, _CUDA_NUMBERS // (4 * parameters + 4 * numbers)))
         count = min(_CPU_CLIENTS, _CPU_PARAMETERS // parameters, _CPU_NUMBERS // numbers)
@@ -233,14 +264,7 @@ class BatchedTrainer:
     def _examples(self, client: int) -> ClientExamples:
         held = self._data.get(client)
         if held is None:
-            data = self.task.client_data(client)
-            if len(data) == 0:
-                raise DataError(
-                    f"client {client} of task {self.task.name!r} has no training examples; give it "
-                    "participation probability 0, or set the partition's min_examples to 1 or more."
-                )
-            on_device = ClientData(data.x.to(self.device), data.y.to(self.device))
-            held = self._data[client] = ClientExamples(on_device)
+            held = self._data[client] = ClientExamples(client_examples(self.task, client, self.device))
         return held
 
 

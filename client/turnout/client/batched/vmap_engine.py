@@ -1,4 +1,4 @@
-"""Gradients of any module for many clients at once, by ``torch.func``."""
+"""Gradients of any module: many clients at once by ``torch.func``, few of them one by one by autograd."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from turnout.client.batched.batches import Batch
@@ -16,6 +16,7 @@ from turnout.client.batched.stacked_model import StackedModel
 from turnout.tasks.task import Task
 
 _LAYERS: Final = 8  # A guess at the size of the activations, in inputs.
+_FEW: Final = 16  # Below this many clients `vmap` costs a CPU more than it saves.
 
 
 class VmapEngine:
@@ -25,76 +26,97 @@ class VmapEngine:
     own.
     """
 
-    alone = True
-
     def __init__(self, task: Task, model: StackedModel, x_shape: tuple[int, ...]) -> None:
-        self._model = model
-        self.numbers = _LAYERS * math.prod(x_shape)
-        trained = {name for name, p in model.module.named_parameters() if p.requires_grad}
-
         def objective(free: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return task.loss(functional_call(model.module, free | fixed, (x,)), y)
 
-        self._trained = trained
-        self._objective = objective
-        self._loss = vmap(objective)
+        self._task, self._model = task, model
+        self._trained = {name for name, p in model.module.named_parameters() if p.requires_grad}
         self._gradient: Any = vmap(grad_and_value(objective))
+        self.numbers = _LAYERS * math.prod(x_shape)
+        on_cpu = model.template.parameters.device.type == "cpu"
+        # On a CPU, a convolution with a filter per client is slower than one after the other.
+        self.alone = on_cpu and any(isinstance(m, nn.modules.conv._ConvNd) for m in model.module.modules())
+        self._few = (_FEW if on_cpu else 2) if not self.alone else math.inf
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of each client of ``batch``, shape (a,)."""
+        losses = []
         with torch.no_grad():
-            losses = [
-                self._loss(*self._parameters(rows), batch.x[rows, :size], batch.y[rows, :size])
-                for rows, size in _runs(batch.sizes)
-            ]
-        return torch.cat(losses)
+            for i, size in enumerate(batch.sizes.tolist()):
+                module = self._load(i)
+                losses.append(self._task.loss(module(batch.x[i, :size]), batch.y[i, :size]))
+        return torch.stack(losses)
 
     def gradient(self, batch: Batch, *, accumulate: bool = False) -> Tensor:
         """Put (or add) the gradients into the model's, rows of the batch's clients; return their losses."""
-        losses = []
+        losses = self._model.parameters.new_empty(len(batch.sizes))
+        shares = None
+        if batch.shares is not None:
+            shares = torch.from_numpy(batch.shares).to(losses.device, losses.dtype)
         for rows, size in _runs(batch.sizes):
-            grads, loss = self._differentiate(rows, batch.x[rows, :size], batch.y[rows, :size])
-            share = None
-            if batch.shares is not None:
-                share = torch.as_tensor(batch.shares[rows], dtype=loss.dtype, device=loss.device)
-                loss = loss * share
-            losses.append(loss)
-            for name, place in self._model.split(self._model.gradient[rows]).items():
-                if name not in grads:
-                    if not accumulate:
-                        place.zero_()
-                    continue
-                grad = (
-                    grads[name] if share is None else grads[name] * share.view(-1, *[1] * (place.dim() - 1))
-                )
-                place.add_(grad) if accumulate else place.copy_(grad)
-        return torch.cat(losses)
+            if rows.stop - rows.start >= self._few:
+                self._together(rows, batch.x[rows, :size], batch.y[rows, :size], losses, shares, accumulate)
+                continue
+            for i in range(rows.start, rows.stop):
+                losses[i] = self._alone(i, batch.x[i, :size], batch.y[i, :size])
+                gradient, place = self._model.template.gradient, self._model.gradient[i]
+                if shares is not None:
+                    gradient = gradient * shares[i]
+                place.add_(gradient) if accumulate else place.copy_(gradient)
+        return losses if shares is None else losses.mul_(shares)
 
     def sgd_step(self, batch: Batch, lr: float, keep: float) -> Tensor:
         """Set the parameters y to ``keep * y - lr * gradient``; return the losses before, shape (a,)."""
-        losses = self.gradient(batch)
-        y = self._model.parameters[: len(losses)]
-        if keep != 1.0:
-            y.mul_(keep)
-        y.add_(self._model.gradient[: len(losses)], alpha=-lr)
+        losses = self._model.parameters.new_empty(len(batch.sizes))
+        for rows, size in _runs(batch.sizes):
+            x, y = batch.x[rows, :size], batch.y[rows, :size]
+            if len(x) >= self._few:
+                self._together(rows, x, y, losses, None, accumulate=False)
+                self._step(rows, self._model.gradient[rows], lr, keep)
+                continue
+            for i in range(len(x)):
+                losses[rows.start + i] = self._alone(rows.start + i, x[i], y[i])
+                self._step(rows.start + i, self._model.template.gradient, lr, keep)
         return losses
 
-    def _differentiate(self, rows: slice, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return gradients by name, shape (a, ...), and losses (a,)."""
-        free, fixed = self._parameters(rows)
-        if len(x) > 1:
-            grads, losses = self._gradient(free, fixed, x, y)
-            return grads, losses
-        leaves = {name: view[0].detach().requires_grad_() for name, view in free.items()}
-        loss = self._objective(leaves, {name: view[0] for name, view in fixed.items()}, x[0], y[0])
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        named = zip(leaves, grads, strict=True)
-        return {name: g.unsqueeze(0) for name, g in named if g is not None}, loss.detach().unsqueeze(0)
+    def _step(self, rows: slice | int, gradient: Tensor, lr: float, keep: float) -> None:
+        parameters = self._model.parameters[rows]
+        if keep != 1.0:
+            parameters.mul_(keep)
+        parameters.add_(gradient, alpha=-lr)
 
-    def _parameters(self, rows: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _alone(self, i: int, x: Tensor, y: Tensor) -> Tensor:
+        """Put the gradient of the client in row ``i`` into the template's; return its loss."""
+        template = self._model.template
+        module = self._load(i)
+        template.gradient.zero_()
+        loss = self._task.loss(module(x), y)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _together(
+        self, rows: slice, x: Tensor, y: Tensor, losses: Tensor, shares: Tensor | None, accumulate: bool
+    ) -> None:
+        """Differentiate for the clients in ``rows``, which have batches of one size."""
         views = self._model.split(self._model.parameters[rows])
         free = {name: view for name, view in views.items() if name in self._trained}
-        return free, {name: view for name, view in views.items() if name not in free}
+        fixed = {name: view for name, view in views.items() if name not in free}
+        gradients, losses[rows] = self._gradient(free, fixed, x, y)
+        for name, place in self._model.split(self._model.gradient[rows]).items():
+            if name not in gradients:
+                if not accumulate:
+                    place.zero_()
+                continue
+            gradient = gradients[name]
+            if shares is not None:
+                gradient = gradient * shares[rows].view(-1, *[1] * (place.dim() - 1))
+            place.add_(gradient) if accumulate else place.copy_(gradient)
+
+    def _load(self, i: int) -> nn.Module:
+        """Return the template's module with the parameters of row ``i``."""
+        self._model.template.parameters.copy_(self._model.parameters[i])
+        return self._model.module
 
 
 def _runs(sizes: IntArray) -> Iterator[tuple[slice, int]]:

@@ -1,4 +1,7 @@
-"""Local updates: what a client does with the model it receives. One module each, registered by name."""
+"""Local updates: what a client does with the model it receives. One module each, registered by name.
+
+They are written against `Work`, which is one client (`LocalRound`) or many at once (`CohortRound`).
+"""
 
 from __future__ import annotations
 

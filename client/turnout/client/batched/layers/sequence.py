@@ -23,12 +23,16 @@ _IMAGE: Final = 3
 def sequence_of(module: nn.Module, x_shape: Sequence[int], space: Workspace) -> list[Layer] | None:
     """Return layers that compute what ``module`` does on inputs of shape (n, *x_shape), or None.
 
-    Only exact classes count: a subclass may compute something else, and so may a hook.
+    Only exact classes count: a subclass may compute something else, and so may a hook or a replaced
+    ``forward``.
     """
-    named = list(module.named_children()) if type(module) is nn.Sequential else [("", module)]
+    # Not `named_children`, which lists a layer that is used twice only once.
+    named = list(module._modules.items()) if type(module) is nn.Sequential else [("", module)]
     if not named or type(named[-1][1]) is not nn.Linear:
         return None
     if any(getattr(m, hooks) for m in module.modules() for hooks in _HOOKS):
+        return None
+    if any("forward" in vars(m) for m in module.modules()):
         return None
     if not all(p.requires_grad for p in module.parameters()):
         return None
