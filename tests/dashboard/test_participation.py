@@ -17,7 +17,7 @@ from turnout.dashboard import StoreReader
 from turnout.dashboard.queries.activity import Activity
 from turnout.dashboard.queries.fleet import Fleets
 from turnout.dashboard.queries.participation import Window, participation
-from turnout.server import RunHistory, RunStore
+from turnout.server import RunStore
 from turnout.server.history import OUTCOMES
 from turnout.wire import NDArray
 
@@ -37,7 +37,11 @@ def asked(api: httpx.Client, run: str, **params: Any) -> tuple[dict[str, Any], N
 
 def test_the_whole_matrix_is_that_of_the_store(api: httpx.Client, store: RunStore, run: str) -> None:
     layout, cells = asked(api, run)
-    matrix, clients = RunHistory.load(store, store.run(run)).outcome_matrix()
+    outcomes = store.outcomes(run)
+    clients = sorted({client for _, client, _, _ in outcomes})
+    matrix = np.zeros((len(clients), max(number for number, *_ in outcomes)), np.uint8)
+    for number, client, outcome, _ in outcomes:
+        matrix[clients.index(client), number - 1] = OUTCOMES.index(outcome)
     assert layout["planes"] == 1
     assert layout["clients"] == [str(client) for client in clients]
     assert (cells[0] & 15 == matrix).all()
