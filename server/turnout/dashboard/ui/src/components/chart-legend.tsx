@@ -17,7 +17,8 @@ export function ChartLegend({ lines, off, colours, stack, value, toggle }: Props
   return (
     <ul class="legend">
       {lines.map((line, index) => {
-        const { colour, dash } = seriesStyle(colours, line.style ?? index);
+        const { colour: usual, dash } = seriesStyle(colours, line.style ?? index);
+        const colour = line.colour ?? usual;
         return (
           <li key={line.label}>
             <button type="button" aria-pressed={!off.has(line.label)} onClick={() => toggle(line.label)}>

@@ -45,7 +45,7 @@ export function Chart(props: ChartProps) {
   const newest = useRef(props);
   newest.current = props;
 
-  const shape = shown.map((line) => `${line.label} ${line.style ?? lines.indexOf(line)}`).join("\n");
+  const shape = shown.map((line) => `${line.label} ${line.style ?? lines.indexOf(line)} ${line.colour ?? ""}`).join("\n");
   useEffect(() => {
     if (!box.current || width === 0 || shown.length === 0) return;
     const options = plotOptions({

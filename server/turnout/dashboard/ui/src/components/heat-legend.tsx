@@ -8,10 +8,10 @@ export const OUTCOME_WORDS: Record<string, string> = {
   missing: "no reply",
 };
 
-export function HeatLegend({ outcomes, overview }: { outcomes: readonly string[]; overview: boolean }) {
+export function HeatLegend({ overview = false }: { overview?: boolean }) {
   return (
     <ul class="heat-legend" aria-label="Colours and signs">
-      {outcomes.map((name) => (
+      {Object.keys(OUTCOME_WORDS).map((name) => (
         <li key={name}>
           <span class="swatch" style={{ background: `var(--outcome-${name})` }} aria-hidden="true">
             {MARKS[name] ?? ""}

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { RowOrder } from "../api/participation";
 import { savePng } from "../lib/download";
 import { count } from "../lib/format";
-import { draw, FOOT, GUTTER } from "../lib/heat-draw";
+import { draw, EDGE, FOOT, GUTTER } from "../lib/heat-draw";
 import type { HeatImage } from "../lib/heat-image";
 import type { Cell, Totals, View } from "../lib/heat-view";
 import { cellAt, clamped, columns, isWhole, panned, revealing, rows, whole, zoomed } from "../lib/heat-view";
@@ -22,19 +22,21 @@ interface Props {
   view: View | null;
   onView: (view: View | null) => void;
   onOpen: (client: string) => void;
+  /** One of several: lower, and without legend and buttons. */
+  compact?: boolean;
 }
 
 type Drag = { x: number; y: number; view: View };
 
-export function HeatMap({ run, totals, order, view, onView, onOpen }: Props) {
+export function HeatMap({ run, totals, order, view, onView, onOpen, compact = false }: Props) {
   const { colours } = useTheme();
   const box = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const drag = useRef<Drag | null>(null);
   const [cell, setCell] = useState<Cell | null>(null);
   const [dragged, setDragged] = useState<View | null>(null);
-  const width = Math.max(0, useWidth(box) - GUTTER);
-  const height = Math.round(Math.min(460, Math.max(96, totals.clients * 14)));
+  const width = Math.max(0, useWidth(box) - GUTTER - EDGE);
+  const height = Math.round(Math.min(compact ? 180 : 460, Math.max(96, totals.clients * 14)));
   const now = useMemo(() => dragged ?? (view ? clamped(view, totals) : whole(totals)), [dragged, view, totals]);
   const { image, version } = useHeatImage({ run, order, totals, view: now, width, height, colours });
   const show = (next: View) => onView(isWhole(next, totals) ? null : next);
@@ -134,22 +136,24 @@ export function HeatMap({ run, totals, order, view, onView, onOpen }: Props) {
   const told = `Participation of ${count(totals.clients)} clients in ${count(totals.rounds)} rounds`;
   return (
     <div class="heat">
-      <div class="heat-tools">
-        <HeatLegend outcomes={image?.layout.outcomes ?? []} overview={image != null && !image.exact} />
-        <span class="grow" />
-        <button type="button" aria-label="Zoom in" onClick={() => show(zoomed(now, totals, 0.5, middle()))}>
-          +
-        </button>
-        <button type="button" aria-label="Zoom out" onClick={() => show(zoomed(now, totals, 2, middle()))}>
-          −
-        </button>
-        <button type="button" disabled={view == null} onClick={() => onView(null)}>
-          Show all
-        </button>
-        <button type="button" onClick={() => canvas.current && savePng(canvas.current, told, colours.background)}>
-          PNG
-        </button>
-      </div>
+      {!compact && (
+        <div class="heat-tools">
+          <HeatLegend overview={image != null && !image.exact} />
+          <span class="grow" />
+          <button type="button" aria-label="Zoom in" onClick={() => show(zoomed(now, totals, 0.5, middle()))}>
+            +
+          </button>
+          <button type="button" aria-label="Zoom out" onClick={() => show(zoomed(now, totals, 2, middle()))}>
+            −
+          </button>
+          <button type="button" disabled={view == null} onClick={() => onView(null)}>
+            Show all
+          </button>
+          <button type="button" onClick={() => canvas.current && savePng(canvas.current, told, colours.background)}>
+            PNG
+          </button>
+        </div>
+      )}
       <div
         ref={box}
         class="heat-box"
@@ -159,12 +163,13 @@ export function HeatMap({ run, totals, order, view, onView, onOpen }: Props) {
         aria-label={`${told}. Arrow keys move from cell to cell, Enter opens the client.`}
         onKeyDown={keys}
       >
-        <canvas ref={canvas} style={{ width: `${width + GUTTER}px`, height: `${height + FOOT}px` }} {...pointer} />
+        <canvas ref={canvas} style={{ width: `${width + GUTTER + EDGE}px`, height: `${height + FOOT}px` }} {...pointer} />
         {cell && image && <HeatTip run={run} image={image} cell={cell} view={now} width={width} height={height} />}
       </div>
       <p class="note axis">
         clients {count(now.top + 1)}–{count(now.bottom + 1)} of {count(totals.clients)} · rounds {count(now.first)}–
-        {count(now.last)} of {count(totals.rounds)} · drag or scroll to move, Ctrl + scroll to zoom
+        {count(now.last)} of {count(totals.rounds)}
+        {!compact && " · drag or scroll to move, Ctrl + scroll to zoom"}
       </p>
     </div>
   );
@@ -180,7 +185,7 @@ function paint(
   colours: Parameters<typeof draw>[0]["colours"],
 ): void {
   const ratio = devicePixelRatio || 1;
-  const [w, h] = [Math.round((width + GUTTER) * ratio), Math.round((height + FOOT) * ratio)];
+  const [w, h] = [Math.round((width + GUTTER + EDGE) * ratio), Math.round((height + FOOT) * ratio)];
   if (canvas.width !== w || canvas.height !== h) [canvas.width, canvas.height] = [w, h];
   const pen = canvas.getContext("2d");
   if (!pen) return;

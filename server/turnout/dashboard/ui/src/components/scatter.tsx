@@ -8,7 +8,7 @@ interface Props {
   format: (value: Num) => string;
 }
 
-const [WIDTH, HEIGHT, FOOT, LEFT] = [520, 170, 22, 4];
+const [WIDTH, HEIGHT, FOOT, LEFT] = [520, 170, 22, 52];
 
 /** One dot per client: how often it took part against how it fares. */
 export function Scatter({ title, points, format }: Props) {
@@ -24,19 +24,19 @@ export function Scatter({ title, points, format }: Props) {
         role="img"
         aria-label={`${plain(title)}: ${count(known.length)} clients between ${format(low)} and ${format(high)}`}
       >
-        <line class="axis" x1="0" x2={WIDTH} y1={HEIGHT} y2={HEIGHT} />
+        <line class="axis" x1={LEFT} x2={WIDTH} y1={HEIGHT} y2={HEIGHT} />
         {known.map((point) => (
-          <circle key={point.client} class="dot" r="3" cx={LEFT + (point.participation ?? 0) * (WIDTH - 2 * LEFT)} cy={y(point.value ?? 0)}>
+          <circle key={point.client} class="dot" r="3" cx={LEFT + 4 + (point.participation ?? 0) * (WIDTH - LEFT - 8)} cy={y(point.value ?? 0)}>
             <title>{`client ${point.client}: ${format(point.value)}, took part in ${percent(point.participation, 0)}`}</title>
           </circle>
         ))}
-        <text x="4" y="12">
+        <text x={LEFT - 8} y="14" text-anchor="end">
           {format(high)}
         </text>
-        <text x="4" y={HEIGHT - 4}>
+        <text x={LEFT - 8} y={HEIGHT - 4} text-anchor="end">
           {format(low)}
         </text>
-        <text x="0" y={HEIGHT + 16}>
+        <text x={LEFT} y={HEIGHT + 16}>
           never
         </text>
         <text x={WIDTH} y={HEIGHT + 16} text-anchor="end">

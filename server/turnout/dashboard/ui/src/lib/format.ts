@@ -23,6 +23,11 @@ export function percent(value: Num, digits = 1): string {
   return value == null || !Number.isFinite(value) ? UNKNOWN : `${(100 * value).toFixed(digits)} %`;
 }
 
+/** The first letter large, as a heading begins. */
+export function title(name: string): string {
+  return plain(name.charAt(0).toUpperCase() + name.slice(1));
+}
+
 /** Bytes in powers of 1,000. */
 export function bytes(value: Num): string {
   if (value == null || !Number.isFinite(value)) return UNKNOWN;
@@ -46,8 +51,10 @@ export function seconds(value: Num): string {
   return h > 0 ? `${h} h ${m} min` : `${m} min ${s} s`;
 }
 
-/** A metric as its name asks for: accuracy and the like in percent. */
+/** A metric as its name asks for: accuracy and the like in percent, seconds and bytes with their unit. */
 export function metric(name: string, value: Num): string {
+  if (/(^|-)bytes$/.test(name)) return bytes(value);
+  if (/(^|-)seconds$/.test(name)) return seconds(value);
   return isShare(name) && value != null && value >= 0 && value <= 1 ? percent(value) : number(value);
 }
 

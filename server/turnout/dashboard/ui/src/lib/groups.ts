@@ -2,8 +2,11 @@
 
 import type { SeriesSummary } from "../api/client";
 import type { Num } from "./format";
-import { isShare, metric, number } from "./format";
+import { isShare, metric } from "./format";
 import { key } from "./series";
+
+/** What the engine counts among the training metrics; the rounds tell it already. */
+const COUNTS = new Set(["participants", "failed", "rejected", "missing"]);
 
 export interface Group {
   title: string;
@@ -15,10 +18,9 @@ export interface Group {
 export function metricGroups(series: readonly Pick<SeriesSummary, "kind" | "name">[]): Group[] {
   const groups = new Map<string, Group>();
   for (const one of series) {
-    if (one.kind !== "evaluate" && one.kind !== "train") continue;
+    if (one.kind !== "evaluate" && (one.kind !== "train" || COUNTS.has(one.name))) continue;
     const title = isShare(one.name) ? "Accuracy" : /loss/i.test(one.name) ? "Loss" : one.name;
-    const format = isShare(one.name) ? (value: Num) => metric(one.name, value) : number;
-    const group = groups.get(title) ?? { title, keys: [], format };
+    const group = groups.get(title) ?? { title, keys: [], format: (value: Num) => metric(one.name, value) };
     group.keys.push(key(one));
     groups.set(title, group);
   }

@@ -7,6 +7,9 @@ import type { Palette } from "./palette";
 
 export const GUTTER = 64;
 export const FOOT = 22;
+/** Room for the half of the last round's number. */
+export const EDGE = 14;
+const LINES_FROM = 5;
 const MARKS_FROM = 7;
 const LABELS_FROM = 11;
 /** A trouble's sign in its cell, for readers who do not see the colours. */
@@ -24,7 +27,7 @@ export interface Scene {
 /** Draws everything; returns how many drawing calls it took, which does not grow with the matrix. */
 export function draw(scene: Scene, image: HeatImage): number {
   const { pen, width, height, colours } = scene;
-  pen.clearRect(0, 0, width + GUTTER, height + FOOT);
+  pen.clearRect(0, 0, width + GUTTER + EDGE, height + FOOT);
   pen.save();
   pen.beginPath();
   pen.rect(GUTTER, 0, width, height);
@@ -33,7 +36,7 @@ export function draw(scene: Scene, image: HeatImage): number {
   pen.fillRect(GUTTER, 0, width, height);
   cells(scene, image);
   let calls = 2;
-  if (image.exact) calls += marks(scene, image);
+  if (image.exact) calls += separators(scene) + marks(scene, image);
   pen.restore();
   calls += axes(scene, image);
   if (scene.cell) {
@@ -54,6 +57,25 @@ function cells(scene: Scene, image: HeatImage): void {
   const [across, down] = [layout.columns, layout.rows];
   scene.pen.imageSmoothingEnabled = false;
   scene.pen.drawImage(image.canvas, 0, 0, across, down, x, y, across * layout.column_step * w, down * layout.row_step * h);
+}
+
+/** Thin lines between cells that are large enough to have them, as one path. */
+function separators(scene: Scene): number {
+  const { pen, view, width, height } = scene;
+  const [, , w, h] = place(scene, 0, 0);
+  if (Math.min(w, h) < LINES_FROM) return 0;
+  pen.beginPath();
+  for (let round = view.first; round <= view.last; round += 1) {
+    const [x] = place(scene, 0, round);
+    pen.rect(Math.round(x) - 0.5, 0, 1, height);
+  }
+  for (let row = view.top; row <= view.bottom; row += 1) {
+    const [, y] = place(scene, row, 1);
+    pen.rect(GUTTER, Math.round(y) - 0.5, width, 1);
+  }
+  pen.fillStyle = scene.colours.background;
+  pen.fill();
+  return 1;
 }
 
 function marks(scene: Scene, image: HeatImage): number {

@@ -11,6 +11,8 @@ export interface Line {
   values: Values;
   /** Which colour and dash; its place in the list when left out. */
   style?: number;
+  /** A colour of its own, where it has a meaning elsewhere too. */
+  colour?: string;
 }
 
 export interface PlotOptions {
@@ -59,8 +61,8 @@ export function plotOptions(options: PlotOptions): uPlot.Options {
       },
     },
     axes: [
-      { ...axis(colours), label: options.xLabel, labelSize: 18, labelFont: FONT, size: 34, values: (_, ticks) => ticks.map(options.xFormat) },
-      { ...axis(colours), size: axisWidth, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : options.format(tick))) },
+      { ...axis(colours), label: options.xLabel, labelSize: 16, labelGap: -4, labelFont: FONT, size: 32, values: (_, ticks) => ticks.map(options.xFormat) },
+      { ...axis(colours), size: axisWidth, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : short(options.format(tick)))) },
     ],
     series: [{}, ...order.map((line) => drawnLine(line, lines.indexOf(line), options))],
     hooks: {
@@ -78,7 +80,8 @@ export function plotOptions(options: PlotOptions): uPlot.Options {
 }
 
 function drawnLine(line: Line, index: number, { colours, stack, join }: PlotOptions): uPlot.Series {
-  const { colour, dash } = seriesStyle(colours, line.style ?? index);
+  const { colour: usual, dash } = seriesStyle(colours, line.style ?? index);
+  const colour = line.colour ?? usual;
   return {
     label: line.label,
     stroke: colour,
@@ -90,6 +93,11 @@ function drawnLine(line: Line, index: number, { colours, stack, join }: PlotOpti
 }
 
 const steps: uPlot.Series.PathBuilder = (...parts) => uPlot.paths.stepped?.({ align: -1 })(...parts) ?? null;
+
+/** A tick without the decimals that say nothing: 80 % rather than 80.0 %. */
+function short(text: string): string {
+  return text.replace(/\.0(?= |$)/, "");
+}
 
 function fromZero(_: uPlot, __: number, high: number): uPlot.Range.MinMax {
   return [0, high > 0 ? high * 1.05 : 1];

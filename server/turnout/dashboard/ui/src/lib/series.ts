@@ -2,7 +2,8 @@
 
 import type { RoundItem, Series, SeriesList } from "../api/client";
 
-export type Values = (number | null)[];
+/** null is a value that is not a number: a gap. undefined is none at all: the line goes on. */
+export type Values = (number | null | undefined)[];
 export type Axis = "round" | "seconds";
 
 export const PHASES = ["select", "train", "finish", "evaluate", "checkpoint"] as const;
@@ -61,14 +62,14 @@ export function follows(list: SeriesList, rounds: readonly RoundItem[]): boolean
   return !first || first.round <= list.rounds_done + 1;
 }
 
-/** Several series on one axis of rounds: null where one has no value. */
+/** Several series on one axis of rounds: undefined where one has no value. */
 export function aligned(series: readonly { rounds: readonly number[]; values: Values }[]): { x: number[]; columns: Values[] } {
   const x = [...new Set(series.flatMap((one) => one.rounds))].sort((a, b) => a - b);
   const place = new Map(x.map((round, index) => [round, index]));
   const columns = series.map((one) => {
-    const column: Values = new Array<number | null>(x.length).fill(null);
+    const column: Values = new Array<number | null | undefined>(x.length).fill(undefined);
     one.rounds.forEach((round, index) => {
-      column[place.get(round) ?? 0] = one.values[index] ?? null;
+      column[place.get(round) ?? 0] = one.values[index];
     });
     return column;
   });
@@ -103,7 +104,7 @@ export function stacked(columns: readonly Values[]): Values[] {
 
 /** Values that a logarithmic axis can show. */
 export function positive(values: Values): Values {
-  return values.map((value) => (value != null && value > 0 ? value : null));
+  return values.map((value) => (value === undefined || (value !== null && value > 0) ? value : null));
 }
 
 /** The value at `index`, or the last known one when there is no cursor. */

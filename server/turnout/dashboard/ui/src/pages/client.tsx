@@ -135,7 +135,7 @@ function Timeline({ items, query }: { items: readonly ClientRoundItem[]; query: 
         <Chart title="Weight of the client" lines={lines.weight} format={number} {...common} />
       </Section>
       <Section id="client-staleness" title="Rounds away before a reply">
-        <Chart title="Staleness of the client" lines={lines.staleness} format={count} {...common} />
+        <Chart title="Staleness of the client" lines={lines.staleness} format={number} {...common} />
       </Section>
       <Section id="client-seconds" title="Seconds of training">
         <Chart title="Seconds of training of the client" lines={lines.seconds} format={seconds} {...common} />

@@ -8,9 +8,10 @@ import { useRuns } from "../api/runs";
 import { CompareTable } from "../components/compare-table";
 import { Chart } from "../components/chart";
 import { DiffTable } from "../components/diff-table";
+import { HeatLegend } from "../components/heat-legend";
 import { HeatMap } from "../components/heatmap";
 import { Choice, Name, Pending, Section, Select } from "../components/parts";
-import { bytes, count, metric, plain, seconds } from "../lib/format";
+import { bytes, count, metric, plain, seconds, title } from "../lib/format";
 import { seriesStyle, useTheme } from "../lib/palette";
 import { runLabels } from "../lib/labels";
 import { differences } from "../lib/tree";
@@ -50,7 +51,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
       {data && (
         <>
           {found.error && <Pending error={found.error} retry={found.reload} />}
-          <Section id="compare-curves" title={`${plain(data.name)} by ${x === "round" ? "rounds" : x}`} tools={<Tools query={query} data={data} x={x} />}>
+          <Section id="compare-curves" title={`${title(data.name)} by ${x === "round" ? "rounds" : x}`} tools={<Tools query={query} data={data} x={x} />}>
             <Overlay data={data} labels={labels} query={query} x={x} />
           </Section>
           <Section id="compare-table" title="How they ended" tools={<Target query={query} data={data} />}>
@@ -61,6 +62,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
       {runs.data && runs.data.length > 0 && (
         <>
           <Section id="compare-participation" title="Who took part" tools={<OrderChoice query={query} />}>
+            <HeatLegend />
             <div class="grid">
               {runs.data.map((run) => (
                 <SmallHeat key={run.id} run={run} label={labels.get(run.id) ?? run.id} query={query} />
@@ -196,6 +198,7 @@ function SmallHeat({ run, label, query }: { run: RunDetail; label: string; query
         <HeatMap
           run={run.id}
           totals={totals}
+          compact
           order={rowOrder(query)}
           view={view}
           onView={(next) => set({ rows: next && `${next.top + 1}:${next.bottom + 1}`, rounds: next && `${next.first}:${next.last}` })}

@@ -5,7 +5,7 @@ import type { Series } from "../api/client";
 import { useSeries } from "../api/run-data";
 import { Chart } from "../components/chart";
 import { Pending, Section } from "../components/parts";
-import { metric, plain } from "../lib/format";
+import { metric, plain, title } from "../lib/format";
 import { key } from "../lib/series";
 import { pair, set } from "../router";
 import type { TabProps } from "./run";
@@ -45,7 +45,7 @@ export function RunDiagnostics({ run, query }: TabProps) {
 function Small({ series, query }: { series: Series; query: URLSearchParams }) {
   const lines = useMemo(() => [{ label: series.name, values: series.values }], [series]);
   return (
-    <Section id={`diagnostic-${series.name}`} title={plain(series.name)}>
+    <Section id={`diagnostic-${series.name}`} title={title(series.name)}>
       <Chart
         title={series.name}
         x={series.rounds}

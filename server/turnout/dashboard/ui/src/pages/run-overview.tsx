@@ -9,7 +9,7 @@ import { useSeries } from "../api/run-data";
 import { Chart } from "../components/chart";
 import { HeatMap } from "../components/heatmap";
 import { Choice, Pending, Section, Select } from "../components/parts";
-import { plain, plural, seconds } from "../lib/format";
+import { plain, plural, seconds, title } from "../lib/format";
 import type { Group } from "../lib/groups";
 import { label, metricGroups } from "../lib/groups";
 import type { View } from "../lib/heat-view";
@@ -43,7 +43,7 @@ function AttentionList({ run }: { run: string }) {
           <li key={`${item.client} ${item.kind}`}>
             <span aria-hidden="true">⚠</span>
             <a href={address({ page: "run", run, tab: "clients", client: item.client })}>client {item.client}</a>
-            <span>{plain(item.message)}</span>
+            <span>{plain(item.message.replace(`client ${item.client}: `, ""))}</span>
           </li>
         ))}
       </ul>
@@ -73,7 +73,7 @@ function Curves({ run, query }: TabProps) {
   return (
     <div class="grid">
       {groups.map((group) => (
-        <Section key={group.title} id={`curve-${group.title}`} title={plain(group.title)} tools={<CurveTools query={query} />}>
+        <Section key={group.title} id={`curve-${group.title}`} title={title(group.title)} tools={<CurveTools query={query} />}>
           {series.data ? (
             <Curve group={group} list={series.data} query={query} />
           ) : (

@@ -8,6 +8,7 @@ import { Chart } from "../components/chart";
 import { Pending, Section } from "../components/parts";
 import type { Num } from "../lib/format";
 import { bytes, count, seconds } from "../lib/format";
+import { useTheme } from "../lib/palette";
 import { aligned, key, PHASES } from "../lib/series";
 import { pair, set } from "../router";
 import type { TabProps } from "./run";
@@ -22,10 +23,12 @@ const NAMES = [
 ];
 
 export function RunRounds({ run, query }: TabProps) {
+  const { colours } = useTheme();
   const series = useSeries(run.id, NAMES);
   if (!series.data) return <Pending error={series.error} retry={series.reload} />;
   if (series.data.rounds_done === 0) return <p class="empty">No round has ended yet.</p>;
   const counted = run.totals.sent_bytes != null;
+  const outcomes: Record<string, string | undefined> = { ...colours.outcomes, participants: colours.outcomes["ok"] };
   return (
     <div class="grid">
       <RoundChart
@@ -42,7 +45,7 @@ export function RunRounds({ run, query }: TabProps) {
         id="taking-part"
         title="Clients of a round, by outcome"
         list={series.data}
-        names={OUTCOMES.map((name) => [`round/${name}`, WORDS[name] ?? name])}
+        names={OUTCOMES.map((name) => [`round/${name}`, WORDS[name] ?? name, outcomes[name]])}
         format={count}
         query={query}
         stack
@@ -72,7 +75,8 @@ interface RoundChartProps {
   id: string;
   title: string;
   list: SeriesList;
-  names: readonly (readonly [string, string])[];
+  /** Series, words and, where it has a meaning, colour. */
+  names: readonly (readonly [string, string, string?])[];
   format: (value: Num) => string;
   query: URLSearchParams;
   stack?: boolean;
@@ -81,13 +85,18 @@ interface RoundChartProps {
 
 function RoundChart({ id, title, list, names, format, query, stack = false, note }: RoundChartProps) {
   const { x, lines } = useMemo(() => {
-    const chosen = names.flatMap(([name, words]) => {
+    const chosen = names.flatMap(([name, words, colour]) => {
       const found = list.series.find((series) => key(series) === name);
-      return found ? [{ found, words }] : [];
+      return found ? [{ found, words, colour }] : [];
     });
     const { x, columns } = aligned(chosen.map(({ found }) => found));
-    return { x, lines: chosen.map(({ words }, index) => ({ label: words, values: columns[index] ?? [] })) };
-  }, [list]);
+    return { x, lines: chosen.map(({ words, colour }, index) => ({
+        label: words,
+        values: columns[index] ?? [],
+        ...(colour ? { colour } : {}),
+      })),
+     };
+  }, [list, names.map(([, , colour]) => colour).join()]);
   return (
     <Section id={id} title={title}>
       <Chart

@@ -6,7 +6,7 @@ import { api } from "../api/client";
 import { useLoad } from "../api/load";
 import { ExportMenu } from "../components/export-menu";
 import { Name, Pending, Status, Tile, When } from "../components/parts";
-import { bytes, count, metric, percent, plain, seconds } from "../lib/format";
+import { bytes, count, metric, percent, plain, seconds, title } from "../lib/format";
 import { useLive } from "../live";
 import { address } from "../router";
 import { ClientView } from "./client";
@@ -128,12 +128,12 @@ function Heading({ run }: { run: RunDetail }) {
           {count(run.rounds_done)} / {count(run.num_rounds)}
         </Tile>
         {best && (
-          <Tile label={`${plain(best.name)}, last`} note={`round ${count(best.last_round)}`}>
+          <Tile label={`${title(best.name)}, last`} note={`round ${count(best.last_round)}`}>
             {metric(best.name, best.last)}
           </Tile>
         )}
         {best && (
-          <Tile label={`${plain(best.name)}, best`} note={`round ${count(best.best_round)}`}>
+          <Tile label={`${title(best.name)}, best`} note={`round ${count(best.best_round)}`}>
             {metric(best.name, best.best)}
           </Tile>
         )}

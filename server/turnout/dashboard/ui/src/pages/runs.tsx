@@ -252,11 +252,11 @@ function RunRow({ run, chosen, toggle }: { run: RunSummary; chosen: boolean; tog
 function Pages({ query, offset, total }: { query: URLSearchParams; offset: number; total: number }) {
   return (
     <nav class="pages" aria-label="Pages of the list">
-      {offset > 0 && <a href={address({ from: Math.max(0, offset - PAGE) || null }, query)}>← newer</a>}
+      {offset > 0 && <a href={address({ from: Math.max(0, offset - PAGE) || null }, query)}>← previous</a>}
       <span>
         {count(offset + 1)}–{count(Math.min(offset + PAGE, total))} of {count(total)}
       </span>
-      {offset + PAGE < total && <a href={address({ from: offset + PAGE }, query)}>older →</a>}
+      {offset + PAGE < total && <a href={address({ from: offset + PAGE }, query)}>next →</a>}
     </nav>
   );
 }
