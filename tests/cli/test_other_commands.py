@@ -97,13 +97,14 @@ def test_plots_are_drawn_again(turnout: Turnout, run_id: str) -> None:
 
 def test_methods_are_listed(turnout: Turnout) -> None:
     document = json.loads(turnout("methods", "--json").stdout)
-    assert all(list(row) == ["slug", "kind", "paper", "class"] for row in document)
+    assert all(list(row) == ["slug", "kind", "paper", "class", "summary"] for row in document)
+    assert all(row["summary"] for row in document)
     assert {
         "slug": "fedau",
         "kind": "strategy",
         "paper": "2306.03401",
         "class": "turnout.strategies.fedau.FedAU",
-    } in (document)
+    } in [{key: value for key, value in row.items() if key != "summary"} for row in document]
     kinds = {row["kind"] for row in document}
     assert kinds >= {
         "strategy",

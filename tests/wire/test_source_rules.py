@@ -31,9 +31,10 @@ ALLOWED = {
     "client": {"client", "tasks", "wire", "v1"},
     "tasks": {"tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
+    "dashboard": {"dashboard", "server", "strategies", "wire"},
 }
 EVERYTHING = {"simulation", "reproduce", "experiment", "cli"}
-TORCH_FREE = ("wire", "strategies", "server")
+TORCH_FREE = ("wire", "strategies", "server", "dashboard")
 PRIVATE_TOUCHES = ('"_message_id"', "TaskIdentity", "create_empty", "_is_dirty")
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 

@@ -6,6 +6,7 @@ import typer
 
 from turnout.cli.certs import app as certs
 from turnout.cli.client import client
+from turnout.cli.dashboard import dashboard
 from turnout.cli.enrol import enrol
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
@@ -27,6 +28,7 @@ app.command()(simulate)
 app.command()(server)
 app.command()(client)
 app.command()(enrol)
+app.command()(dashboard)
 app.command()(methods)
 app.command()(reproduce)
 app.add_typer(certs, name="certs")

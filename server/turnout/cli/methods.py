@@ -31,7 +31,11 @@ def methods(
         if kind is not None and not entries:
             raise unknown_name("kind", kind, {entry.kind for entry in registered()})
         output.data(
-            [{"slug": e.slug, "kind": e.kind, "paper": e.paper, "class": e.class_path} for e in entries]
+            [
+                {"slug": e.slug, "kind": e.kind, "paper": e.paper, "class": e.class_path}
+                | {"summary": e.summary}
+                for e in entries
+            ]
         )
         table = result_table()
         for column in ("kind", "slug", "paper (arXiv)", "what it is"):

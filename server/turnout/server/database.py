@@ -12,10 +12,12 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from turnout.server.errors import StoreError
 from turnout.server.schema import SCHEMA_REVISION
@@ -84,6 +86,27 @@ def open_engine(url: URL, *, create: bool) -> Engine:
     return engine
 
 
+def open_reader(url: URL) -> Engine:
+    """Return an engine that cannot write, on a database that has the current schema; it makes no file.
+
+    Raises `StoreError` as `open_engine` does.
+    """
+    open_engine(url, create=False).dispose()
+    path = sqlite_path(url)
+    if path is None:
+        return _engine(url).execution_options(postgresql_readonly=True)
+    address = f"file:{quote(str(path.resolve()))}?mode=ro"
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
+        poolclass=QueuePool,
+        max_overflow=20,
+    )
+    event.listen(engine, "connect", _configure_reader)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
 def writer(engine: Engine) -> Engine:
     """Return a view of ``engine`` whose transactions take SQLite's write lock when they begin.
 
@@ -127,6 +150,12 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _configure_reader(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Transactions are begun by _begin_sqlite.
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+    connection.execute("PRAGMA query_only=ON")
 
 
 def _write_ahead(cursor: sqlite3.Cursor) -> None:

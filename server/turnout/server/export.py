@@ -29,7 +29,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(row.get(column)) for column in columns])
+        writer.writerow([cell(row.get(column)) for column in columns])
     return buffer.getvalue()
 
 
@@ -43,7 +43,8 @@ def write_clients_csv(path: Path, rows: Iterable[ClientRoundRow]) -> None:
     write_atomically(path, clients_csv(rows))
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """Return ``value`` for a CSV file: text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value

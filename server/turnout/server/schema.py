@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 
 _UNSIGNED: Final = 1 << 64
 _SIGNED_MAX: Final = (1 << 63) - 1
@@ -174,7 +174,10 @@ class ClientRoundRow(Base):
     reply_crc32: Mapped[int | None]
     metrics: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    __table_args__ = (
+        Index("ix_client_rounds_activity", "run_id", "round", "outcome", "role", "client", "weight"),
+        {"sqlite_with_rowid": False},
+    )
 
 
 class ClientRow(Base):

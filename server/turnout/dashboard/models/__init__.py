@@ -1,0 +1,1 @@
+"""The documents that the dashboard's API answers with."""

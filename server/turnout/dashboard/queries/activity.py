@@ -1,0 +1,135 @@
+"""Who was invited when, and what came of it: a run's invitations as arrays, which grow with the run.
+
+A million invitations are read as a few thousand texts, one per round, outcome and role, along an index that
+has all of it; only rounds that are new are read again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from sqlalchemy import BigInteger, Connection, Text, case, cast, func, select
+
+from turnout.server.history import OUTCOMES
+from turnout.server.schema import ClientRoundRow
+from turnout.wire import NDArray
+
+OK: Final = OUTCOMES.index("ok")
+FAILED: Final = OUTCOMES.index("failed")
+REJECTED: Final = OUTCOMES.index("rejected")
+MISSING: Final = OUTCOMES.index("missing")
+
+_WEIGHT_SCALE: Final = 1e12
+_LARGEST_WEIGHT: Final = 9e6
+_MOST_ROLES: Final = 15
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One entry per invitation, by round: ``round``, ``client`` (its index in ``clients``), ``outcome`` (see
+    `OUTCOMES`), ``role`` (index into ``roles`` plus one; 0 for roles beyond the fifteenth) and ``weight``.
+
+    ``clients`` has all ids in ascending order: 0 to N-1, or those that were ever seen. ``generation``
+    changes when rounds are dropped and computed again: it is the last resumption's event.
+    """
+
+    generation: int
+    rounds_done: int
+    clients: NDArray
+    round: NDArray
+    client: NDArray
+    outcome: NDArray
+    role: NDArray
+    weight: NDArray
+    roles: tuple[str, ...]
+
+    def index_of(self, client: int) -> int | None:
+        """Return where ``client`` is in ``clients``."""
+        place = int(np.searchsorted(self.clients, np.uint64(client)))
+        return place if place < len(self.clients) and int(self.clients[place]) == client else None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was read so far: rounds up to ``last``. ``ids`` are clients' ids, not yet indices, and ``seen``
+    each of them once, in order.
+    """
+
+    last: int = 0
+    round: NDArray = field(default_factory=partial(np.empty, 0, np.int32))
+    ids: NDArray = field(default_factory=partial(np.empty, 0, np.uint64))
+    outcome: NDArray = field(default_factory=partial(np.empty, 0, np.uint8))
+    role: NDArray = field(default_factory=partial(np.empty, 0, np.uint8))
+    seen: NDArray = field(default_factory=partial(np.empty, 0, np.uint64))
+    weight: NDArray = field(default_factory=partial(np.empty, 0, np.float32))
+    roles: tuple[str, ...] = ()
+
+    def extended(self, connection: Connection, run: str, last: int) -> Columns:
+        """Return this with the rounds up to ``last``."""
+        rows = connection.execute(_packed(run, self.last, last)).all()
+        roles = list(self.roles)
+        for row in rows:
+            if row.role not in roles and len(roles) < _MOST_ROLES:
+                roles.append(row.role)
+        counts = np.array([row.clients.count(",") + 1 for row in rows], dtype=np.int64)
+        ids = _numbers([row.clients for row in rows])
+        weights = _numbers([row.weights for row in rows])
+
+        def spread(values: list[int], kind: type[np.generic]) -> NDArray:
+            return np.repeat(np.array(values, dtype=kind), counts)
+
+        outcomes = [OUTCOMES.index(row.outcome) if row.outcome in OUTCOMES else REJECTED for row in rows]
+        numbers = [roles.index(row.role) + 1 if row.role in roles else 0 for row in rows]
+        return Columns(
+            last=last,
+            round=np.concatenate((self.round, spread([row.round for row in rows], np.int32))),
+            ids=np.concatenate((self.ids, ids.astype(np.uint64))),
+            seen=np.union1d(self.seen, np.unique(ids.astype(np.uint64))),
+            outcome=np.concatenate((self.outcome, spread(outcomes, np.uint8))),
+            role=np.concatenate((self.role, spread(numbers, np.uint8))),
+            weight=np.concatenate((self.weight, (weights / _WEIGHT_SCALE).astype(np.float32))),
+            roles=tuple(roles),
+        )
+
+    def activity(self, clients: NDArray, done: int, generation: int) -> Activity:
+        """Return what `Activity` has, up to the round ``done``."""
+        stop = int(np.searchsorted(self.round, done, side="right"))
+        ids = self.ids[:stop]
+        counted = not len(clients) or int(clients[-1]) == len(clients) - 1
+        places = ids if counted else np.searchsorted(clients, ids)
+        return Activity(
+            generation=generation,
+            rounds_done=done,
+            clients=clients,
+            round=self.round[:stop],
+            client=places.astype(np.int32),
+            outcome=self.outcome[:stop],
+            role=self.role[:stop],
+            weight=self.weight[:stop],
+            roles=self.roles,
+        )
+
+
+def _packed(run: str, after: int, last: int) -> Any:
+    """Return the query for one row per round, outcome and role, with clients and weights as texts."""
+    weight = ClientRoundRow.weight
+    scaled = case((weight.between(-_LARGEST_WEIGHT, _LARGEST_WEIGHT), weight * _WEIGHT_SCALE), else_=0)
+    keys = (ClientRoundRow.round, ClientRoundRow.outcome, ClientRoundRow.role)
+    return (
+        select(
+            *keys,
+            func.aggregate_strings(cast(ClientRoundRow.client, Text), ",").label("clients"),
+            func.aggregate_strings(cast(cast(scaled, BigInteger), Text), ",").label("weights"),
+        )
+        .where(ClientRoundRow.run_id == run, ClientRoundRow.round > after, ClientRoundRow.round <= last)
+        .group_by(*keys)
+        .order_by(*keys)
+    )
+
+
+def _numbers(texts: list[str]) -> NDArray:
+    """Return the numbers of comma-separated texts, one text after the other."""
+    return np.fromstring(",".join(texts), dtype=np.int64, sep=",") if texts else np.empty(0, np.int64)
