@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
 import { defineConfig, type Plugin } from "vite";
 
 const SHIPPED = ["preact", "uplot"];
@@ -23,15 +24,31 @@ function licences(): Plugin {
   };
 }
 
+/** Compresses once what the server would otherwise compress at every load. */
+function compressed(): Plugin {
+  return {
+    name: "compressed-copies",
+    enforce: "post",
+    generateBundle(_, bundle) {
+      for (const file of Object.values(bundle)) {
+        const source = file.type === "chunk" ? file.code : file.source;
+        if (!/\.(js|css)$/.test(file.fileName)) continue;
+        this.emitFile({ type: "asset", fileName: `${file.fileName}.gz`, source: gzipSync(source, { level: 9 }) });
+      }
+    },
+  };
+}
+
 export default defineConfig({
   // Relative addresses: the page also works under a prefix of a reverse proxy.
   base: "./",
-  plugins: [licences()],
+  plugins: [licences(), compressed()],
   build: {
     outDir: fileURLToPath(new URL("../static", import.meta.url)),
     emptyOutDir: true,
     target: "es2022",
     assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
     reportCompressedSize: false,
   },
   // `npx vite`: work on the page beside a running `turnout dashboard`.

@@ -13,7 +13,7 @@ export interface paths {
         };
         /**
          * List Runs
-         * @description List runs: filtered by values (any of several) and by words in id, name, strategy, task, study, status.
+         * @description List runs, filtered by values (any of several) and by words anywhere in what the list shows.
          */
         get: operations["list_runs_api_v1_runs_get"];
         put?: never;
@@ -377,8 +377,8 @@ export interface paths {
          * Stream
          * @description Follow runs, or the run list, as server-sent events.
          *
-         *     Events: ``hello`` (`Hello`), ``update`` (`Update`), ``resync`` (`Resync`: load what is shown again), ``bye``
-         *     (`Bye`: the server stops). Every id is a cursor; a reader that comes back with it misses nothing.
+         *     Events: ``hello`` (`Hello`), ``update`` (`Update`), ``resync`` (`Resync`: load what is shown again),
+         *     ``bye`` (`Bye`: the server stops). Every id is a cursor; a reader that comes back with it misses nothing.
          */
         get: operations["stream_api_v1_stream_get"];
         put?: never;
@@ -824,6 +824,11 @@ export interface components {
             rounds_to_target: number | null;
             /** Seconds To Target */
             seconds_to_target: number | null;
+            /**
+             * Bytes To Target
+             * @description Sent and received; null where nobody counts.
+             */
+            bytes_to_target: number | null;
         };
         /**
          * ComparedSeries
@@ -857,7 +862,7 @@ export interface components {
              * Axis
              * @enum {string}
              */
-            axis: "round" | "seconds";
+            axis: "round" | "seconds" | "bytes";
             /** X */
             x: (number | null)[];
             /** Series */
@@ -1178,9 +1183,9 @@ export interface components {
          * ParticipationLayout
          * @description How the bytes of ``/participation`` with the same parameters are laid out.
          *
-         *     Rows are clients, columns rounds, row by row. In an exact window a cell is ``outcome + 16 * role``: indices
-         *     into ``outcomes`` and ``roles`` (role 0 is none). In an overview (``planes`` = 2) a cell stands for
-         *     ``row_step`` clients and ``column_step`` rounds (fewer at the edges); the first plane has the share of
+         *     Rows are clients, columns rounds, row by row. In an exact window a cell is ``outcome + 16 * role``,
+         *     indices into ``outcomes`` and ``roles`` (role 0 is none). In an overview (``planes`` = 2) a cell stands
+         *     for ``row_step`` clients and ``column_step`` rounds (fewer at the edges); the first plane has the share of
          *     those cells in which a client took part, 0 to 255; the second the worst outcome among them, as an index
          *     into ``outcomes``, where rejected is worse than failed, failed than missing, missing than ok.
          */
@@ -2700,7 +2705,7 @@ export interface operations {
                 run: string[];
                 /** @description kind/name; left out: what the first run has. */
                 metric?: string | null;
-                x?: "round" | "seconds";
+                x?: "round" | "seconds" | "bytes";
                 points?: number;
                 /** @description Also say which round first reached this. */
                 target?: number | null;

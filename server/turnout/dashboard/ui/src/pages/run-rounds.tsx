@@ -76,7 +76,7 @@ interface RoundChartProps {
   title: string;
   list: SeriesList;
   /** Series, words and, where it has a meaning, colour. */
-  names: readonly (readonly [string, string, string?])[];
+  names: readonly (readonly [series: string, words: string, colour?: string | undefined])[];
   format: (value: Num) => string;
   query: URLSearchParams;
   stack?: boolean;
