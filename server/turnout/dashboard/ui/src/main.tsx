@@ -1,7 +1,7 @@
 import { render } from "preact";
 import { App } from "./app";
-import { apply } from "./lib/palette";
+import { followTheme } from "./lib/palette";
 
-apply();
+followTheme();
 const root = document.getElementById("app");
 if (root) render(<App />, root);

@@ -93,6 +93,7 @@ it("the value without a cursor is the last known one", () => {
 it("shares and losses share a chart, counts of the engine have none", () => {
   const groups = metricGroups([
     { kind: "train", name: "participants" },
+    { kind: "train", name: "train-seconds" },
     { kind: "train", name: "train-loss" },
     { kind: "evaluate", name: "loss" },
     { kind: "evaluate", name: "accuracy" },

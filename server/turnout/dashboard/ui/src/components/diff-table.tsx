@@ -10,7 +10,7 @@ interface Props {
 export function DiffTable({ columns, rows }: Props) {
   if (rows.length === 0) return <p class="empty">No setting differs.</p>;
   return (
-    <div class="scroll" tabIndex={0} role="region" aria-label="Settings that differ">
+    <div class="scroll" tabIndex={0} role="region" aria-label="Table of the settings that differ">
       <table class="diff">
         <thead>
           <tr>

@@ -4,7 +4,7 @@ import type { Fairness as Document } from "../api/client";
 import { api } from "../api/client";
 import { useLoad } from "../api/load";
 import type { TabProps } from "../pages/run";
-import { count, metric, number, percent, plural } from "../lib/format";
+import { count, metric, number, percent, plain, plural } from "../lib/format";
 import { useLive } from "../live";
 import { address, set } from "../router";
 import { Histogram } from "./histogram";
@@ -31,7 +31,7 @@ export function Fairness({ run, query }: TabProps) {
     <Section id="fairness" title="Fairness" tools={picker || undefined}>
       {!data && <Pending error={found.error} retry={found.reload} />}
       {data && data.clients === 0 && (
-        <p class="empty">No client has reported {data.metric} yet, so how it is spread is not known.</p>
+        <p class="empty">No client has reported {plain(data.metric)} yet, so how it is spread is not known.</p>
       )}
       {data && data.clients > 0 && <Spread data={data} run={run.id} />}
     </Section>

@@ -3,7 +3,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { RowOrder } from "../api/participation";
 import { savePng } from "../lib/download";
-import { count } from "../lib/format";
+import { count, plain } from "../lib/format";
 import { draw, EDGE, FOOT, GUTTER } from "../lib/heat-draw";
 import type { HeatImage } from "../lib/heat-image";
 import type { Cell, Totals, View } from "../lib/heat-view";
@@ -24,11 +24,13 @@ interface Props {
   onOpen: (client: string) => void;
   /** One of several: lower, and without legend and buttons. */
   compact?: boolean;
+  /** Whose participation it is, where there are several. */
+  name?: string;
 }
 
 type Drag = { x: number; y: number; view: View };
 
-export function HeatMap({ run, totals, order, view, onView, onOpen, compact = false }: Props) {
+export function HeatMap({ run, totals, order, view, onView, onOpen, compact = false, name }: Props) {
   const { colours } = useTheme();
   const box = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
@@ -54,11 +56,12 @@ export function HeatMap({ run, totals, order, view, onView, onOpen, compact = fa
     return edge ? cellAt(now, event.clientX - edge.left - GUTTER, event.clientY - edge.top, width, height) : null;
   };
   const middle = (): Cell => cell ?? { row: (now.top + now.bottom) / 2, round: (now.first + now.last) / 2 };
+  const start = (): Cell => ({ row: now.top, round: now.last });
   const move = (down: number, right: number) => {
-    const from = cell ?? { row: now.top, round: now.last };
+    const from = cell ?? start();
     const next = {
-      row: Math.max(0, Math.min(totals.clients - 1, from.row + (cell ? down : 0))),
-      round: Math.max(1, Math.min(totals.rounds, from.round + (cell ? right : 0))),
+      row: Math.max(0, Math.min(totals.clients - 1, from.row + down)),
+      round: Math.max(1, Math.min(totals.rounds, from.round + right)),
     };
     setCell(next);
     const seen = revealing(now, totals, next);
@@ -133,7 +136,7 @@ export function HeatMap({ run, totals, order, view, onView, onOpen, compact = fa
     },
   };
 
-  const told = `Participation of ${count(totals.clients)} clients in ${count(totals.rounds)} rounds`;
+  const told = `Participation of ${count(totals.clients)} clients in ${count(totals.rounds)} rounds${name ? ` of ${plain(name)}` : ""}`;
   return (
     <div class="heat">
       {!compact && (
@@ -162,6 +165,8 @@ export function HeatMap({ run, totals, order, view, onView, onOpen, compact = fa
         aria-roledescription="heat map"
         aria-label={`${told}. Arrow keys move from cell to cell, Enter opens the client.`}
         onKeyDown={keys}
+        onFocus={() => setCell((old) => old ?? start())}
+        onBlur={() => setCell(null)}
       >
         <canvas ref={canvas} style={{ width: `${width + GUTTER + EDGE}px`, height: `${height + FOOT}px` }} {...pointer} />
         {cell && image && <HeatTip run={run} image={image} cell={cell} view={now} width={width} height={height} />}

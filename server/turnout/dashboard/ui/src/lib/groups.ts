@@ -6,7 +6,7 @@ import { isShare, metric } from "./format";
 import { key } from "./series";
 
 /** What the engine counts among the training metrics; the rounds tell it already. */
-const COUNTS = new Set(["participants", "failed", "rejected", "missing"]);
+const COUNTS = /^(participants|failed|rejected|missing|.*-seconds)$/;
 
 export interface Group {
   title: string;
@@ -18,7 +18,7 @@ export interface Group {
 export function metricGroups(series: readonly Pick<SeriesSummary, "kind" | "name">[]): Group[] {
   const groups = new Map<string, Group>();
   for (const one of series) {
-    if (one.kind !== "evaluate" && (one.kind !== "train" || COUNTS.has(one.name))) continue;
+    if (one.kind !== "evaluate" && (one.kind !== "train" || COUNTS.test(one.name))) continue;
     const title = isShare(one.name) ? "Accuracy" : /loss/i.test(one.name) ? "Loss" : one.name;
     const group = groups.get(title) ?? { title, keys: [], format: (value: Num) => metric(one.name, value) };
     group.keys.push(key(one));

@@ -51,8 +51,7 @@ export function choose(next: Choice): void {
     // Storage may be forbidden; the choice then lasts as long as the page.
   }
   forgotten = next;
-  apply();
-  for (const listener of listeners) listener();
+  changed();
 }
 
 let forgotten: Choice = "system";
@@ -65,7 +64,18 @@ function read(): string {
   }
 }
 
-export function apply(): void {
+/** Puts the theme in force, now and whenever the system changes it. */
+export function followTheme(): void {
+  apply();
+  systemDark.addEventListener("change", changed);
+}
+
+function changed(): void {
+  apply();
+  for (const listener of listeners) listener();
+}
+
+function apply(): void {
   const now = theme();
   const colours = palette(now);
   const root = document.documentElement;
@@ -78,15 +88,10 @@ export function apply(): void {
 export function useTheme(): { theme: Theme; colours: Palette } {
   const [now, update] = useState(theme());
   useEffect(() => {
-    const listener = () => {
-      apply();
-      update(theme());
-    };
+    const listener = () => update(theme());
     listeners.add(listener);
-    systemDark.addEventListener("change", listener);
     return () => {
       listeners.delete(listener);
-      systemDark.removeEventListener("change", listener);
     };
   }, []);
   return { theme: now, colours: palette(now) };

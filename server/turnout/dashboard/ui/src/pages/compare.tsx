@@ -199,6 +199,7 @@ function SmallHeat({ run, label, query }: { run: RunDetail; label: string; query
           run={run.id}
           totals={totals}
           compact
+          name={label}
           order={rowOrder(query)}
           view={view}
           onView={(next) => set({ rows: next && `${next.top + 1}:${next.bottom + 1}`, rounds: next && `${next.first}:${next.last}` })}

@@ -34,18 +34,18 @@ export function RunDiagnostics({ run, query }: TabProps) {
         {all.length > MOST && <span class="note">{MOST} of {all.length} numbers; an export has all of them.</span>}
       </div>
       <div class="grid small">
-        {series.data.series.map((one) => (
-          <Small key={one.name} series={one} query={query} />
+        {series.data.series.map((one, index) => (
+          <Small key={one.name} id={`diagnostic-${index}`} series={one} query={query} />
         ))}
       </div>
     </>
   );
 }
 
-function Small({ series, query }: { series: Series; query: URLSearchParams }) {
+function Small({ id, series, query }: { id: string; series: Series; query: URLSearchParams }) {
   const lines = useMemo(() => [{ label: series.name, values: series.values }], [series]);
   return (
-    <Section id={`diagnostic-${series.name}`} title={title(series.name)}>
+    <Section id={id} title={title(series.name)}>
       <Chart
         title={series.name}
         x={series.rounds}

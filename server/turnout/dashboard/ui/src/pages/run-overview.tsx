@@ -72,8 +72,8 @@ function Curves({ run, query }: TabProps) {
   }
   return (
     <div class="grid">
-      {groups.map((group) => (
-        <Section key={group.title} id={`curve-${group.title}`} title={title(group.title)} tools={<CurveTools query={query} />}>
+      {groups.map((group, index) => (
+        <Section key={group.title} id={`curve-${index}`} title={title(group.title)} tools={<CurveTools query={query} />}>
           {series.data ? (
             <Curve group={group} list={series.data} query={query} />
           ) : (

@@ -38,10 +38,17 @@ export function RunPage({ id, query }: { id: string; query: URLSearchParams }) {
   useEffect(() => {
     document.title = `${run.data ? plain(run.data.name) : id} · Turnout`;
   }, [run.data?.name]);
+  // The heading stays the same element while the run loads: it has the focus.
+  const heading = (
+    <div class="title">
+      <h1 tabIndex={-1}>{run.data ? <Name text={run.data.name} /> : `Run ${plain(id)}`}</h1>
+      {run.data && <Title run={run.data} />}
+    </div>
+  );
   if (!run.data) {
     return (
       <>
-        <h1 tabIndex={-1}>Run {plain(id)}</h1>
+        {heading}
         <Pending error={run.error} retry={run.reload} />
         {run.error?.status === 404 && <a href="?">See all runs.</a>}
       </>
@@ -49,7 +56,8 @@ export function RunPage({ id, query }: { id: string; query: URLSearchParams }) {
   }
   return (
     <>
-      <Heading run={run.data} />
+      {heading}
+      <Headline run={run.data} />
       <nav class="tabs" aria-label="Parts of the run">
         {TABS.map(([name, words]) => (
           <a
@@ -96,31 +104,33 @@ function useRun(id: string) {
   return { ...loaded, data };
 }
 
-function Heading({ run }: { run: RunDetail }) {
+function Title({ run }: { run: RunDetail }) {
+  return (
+    <>
+      <Status status={run.status} />
+      <span class="note">
+        <Name text={run.strategy} /> on <Name text={run.task} /> · seed {run.seed} · <code>{run.id}</code> · started{" "}
+        <When at={run.created_at} />
+      </span>
+      <span class="grow" />
+      <a class="button" href={address({ page: "compare", runs: run.id })}>
+        Compare
+      </a>
+      <ExportMenu run={run} />
+    </>
+  );
+}
+
+function Headline({ run }: { run: RunDetail }) {
   const best = run.headline;
   const { totals } = run;
   const expected = totals.invited > 0 ? totals.participants / totals.invited : null;
   return (
     <>
-      <div class="title">
-        <h1 tabIndex={-1}>
-          <Name text={run.name} />
-        </h1>
-        <Status status={run.status} />
-        <span class="note">
-          <Name text={run.strategy} /> on <Name text={run.task} /> · seed {run.seed} · <code>{run.id}</code> · started{" "}
-          <When at={run.created_at} />
-        </span>
-        <span class="grow" />
-        <a class="button" href={address({ page: "compare", runs: run.id })}>
-          Compare
-        </a>
-        <ExportMenu run={run} />
-      </div>
       {run.error_text && (
         <details class="failure" open={run.error_text.length < 200}>
           <summary>{plain(run.error ?? "failed")}</summary>
-          <pre>{run.error_text}</pre>
+          <pre>{run.error_text.split("\n").map(plain).join("\n")}</pre>
         </details>
       )}
       <dl class="tiles">

@@ -6,7 +6,7 @@ import { api } from "../api/client";
 import { useLoad } from "../api/load";
 import { Name, Pending, Select, Status, When } from "../components/parts";
 import { Sparkline } from "../components/sparkline";
-import { count, metric, plural, seconds } from "../lib/format";
+import { count, metric, plain, plural, seconds } from "../lib/format";
 import { useShortcuts } from "../lib/shortcuts";
 import { useLive } from "../live";
 import { address, go, list, set } from "../router";
@@ -214,7 +214,7 @@ function RunRow({ run, chosen, toggle }: { run: RunSummary; chosen: boolean; tog
           <Name text={run.name} />
         </a>
         <span class="id">{run.id}</span>
-        {run.error && <span class="error-line">{<Name text={run.error} />}</span>}
+        {run.error && <span class="error-line"><Name text={run.error} /></span>}
       </td>
       <td>
         <Name text={run.strategy} />
@@ -233,14 +233,14 @@ function RunRow({ run, chosen, toggle }: { run: RunSummary; chosen: boolean; tog
           <>
             {metric(best.name, best.best)}
             <span class="id">
-              {best.name}, round {count(best.best_round)}
+              {plain(best.name)}, round {count(best.best_round)}
             </span>
           </>
         ) : (
           "–"
         )}
       </td>
-      <td>{best && <Sparkline values={best.sparkline} label={`${best.name} over the rounds`} />}</td>
+      <td>{best && <Sparkline values={best.sparkline} label={`${plain(best.name)} over the rounds`} />}</td>
       <td>
         <When at={run.created_at} />
       </td>
