@@ -7,13 +7,18 @@ import subprocess
 import sys
 import threading
 import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from turnout.cli.output import NoColor, Output, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from turnout.server.store import RunStore
 
 Store = Annotated[
     str,
@@ -86,6 +91,42 @@ def dashboard(
         if open_page:
             threading.Timer(0.5, webbrowser.open, (served.url,)).start()
         served.run()
+
+
+@contextmanager
+def beside_run(
+    address: str | None, token_file: Path | None, output: Output
+) -> Iterator[Callable[[RunStore], None]]:
+    """Listen on ``address`` (if any); give what serves a run's store there, on a thread of its own.
+
+    Whatever happens to the dashboard, the run goes on. Raises `ConfigError` before there is one.
+    """
+    if address is None:
+        yield lambda store: None
+        return
+    from turnout.dashboard import Dashboard, DashboardOptions, listen
+    from turnout.dashboard.access import read_token
+    from turnout.wire import ConfigError, TurnoutError
+
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"--dashboard {address!r}: write HOST:PORT, for example 127.0.0.1:8050.")
+    token = None if token_file is None else read_token(token_file)
+    options = DashboardOptions(host=host.strip("[]"), port=int(port), token=token)
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(options))
+
+        def show(store: RunStore) -> None:
+            location = store.url.render_as_string(hide_password=False)
+            try:
+                served = Dashboard(location, options, catalogue=method_catalogue, listener=listener)
+            except TurnoutError as error:
+                output.warn(f"no dashboard: {error}")
+                return
+            stack.enter_context(served)
+            output.say(f"dashboard at {served.url}", markup=False)
+
+        yield show
 
 
 @cache

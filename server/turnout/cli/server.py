@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from turnout.cli.dashboard import TokenFile, beside_run
 from turnout.cli.output import REFUSED, TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.simulate import File, NoPlots, Resume, Set, finish_run
 
@@ -56,6 +57,15 @@ EnrolAddress = Annotated[
         help="With --certs: where nodes fetch certificates for tokens (`turnout enrol`).",
     ),
 ]
+DashboardAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--dashboard",
+        metavar="HOST:PORT",
+        envvar="TURNOUT_DASHBOARD_ADDRESS",
+        help="Serve the dashboard of the run's store.",
+    ),
+]
 Store = Annotated[
     str,
     typer.Option(
@@ -77,6 +87,8 @@ def server(
     insecure: Insecure = False,
     metrics_address: MetricsAddress = None,
     enrol_address: EnrolAddress = None,
+    dashboard_address: DashboardAddress = None,
+    token_file: TokenFile = None,
     store: Store = "runs",
     no_plots: NoPlots = False,
     as_json: Json = False,
@@ -93,9 +105,10 @@ def server(
         from turnout.experiment.serve import AddressError, Deployment, QuorumMissed
 
         deployment = Deployment(address=address, certs=certs, insecure=insecure)
+        served = beside_run(dashboard_address, token_file, output)
         with StopSignals(_STOPS) as stop:
             try:
-                run = _Run(output, stop, file, deployment, metrics_address, enrol_address)
+                run = _Run(output, stop, file, deployment, metrics_address, enrol_address, served)
                 reached = run.go(overrides or [], resume, store, plots=not no_plots)
             except AddressError as error:
                 raise output.failure(error, REFUSED) from error
@@ -119,7 +132,9 @@ class _Run:
         deployment: Deployment,
         metrics_address: str | None,
         enrol_address: str | None,
+        dashboard: AbstractContextManager[Callable[[RunStore], None]],
     ) -> None:
+        self.dashboard = dashboard
         self.output, self.stop, self.file = output, stop, file
         self.deployment, self.metrics_address, self.enrol_address = deployment, metrics_address, enrol_address
 
@@ -147,6 +162,7 @@ class _Run:
         with (
             self._metrics() as watched,
             self._enrolment(),
+            self.dashboard as show_dashboard,
             RunProgress(self.output, [self.experiment.label], stop=self.stop) as progress,
         ):
 
@@ -155,6 +171,7 @@ class _Run:
                 run.grid.on_idle, self.stop.idle = self.stop.check, lambda: run.grid.idle
                 progress.begin(self.experiment.label, num_clients=run.grid.num_clients)
                 self._introduce(run)
+                show_dashboard(run.recorder.store)
                 yield (*watched(run), progress)
 
             return serve(

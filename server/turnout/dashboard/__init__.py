@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from turnout.dashboard.app import create_app
 from turnout.dashboard.reader import StoreReader
-from turnout.dashboard.serving import Dashboard, DashboardOptions
+from turnout.dashboard.serving import Dashboard, DashboardOptions, listen
 
-__all__ = ["Dashboard", "DashboardOptions", "StoreReader", "create_app"]
+__all__ = ["Dashboard", "DashboardOptions", "StoreReader", "create_app", "listen"]

@@ -52,7 +52,7 @@ def create_app(
         Folder of the built page.
     """
     telemetry = Telemetry()
-    access, live, fleets = Access(token), LiveHub(reader, telemetry), Fleets()
+    access, live, fleets = Access(token), LiveHub(reader, telemetry), Fleets(reader)
     reader.on_replaced = fleets.clear
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -33,6 +34,7 @@ _HEADERS: Final = {
 _OPEN: Final = ("/healthz", "/readyz", "/api/v1/session")
 _GUARDED: Final = ("/api/", "/metrics", "/openapi.json")
 _LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@]+))(?::\d+)?")
 _API: Final = "/api/v1"
 _LARGEST_BODY: Final = 4_096
 
@@ -177,11 +179,9 @@ def same_origin(request: HTTPConnection) -> bool:
 
 
 def host_name(host: str) -> str:
-    """Return the name of a Host header without its port, in lower case."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    """Return the name in a Host header without its port, in lower case; "" for what is no such header."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found[1] or found[2]
 
 
 def _bearer(request: HTTPConnection) -> str:

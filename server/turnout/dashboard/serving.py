@@ -68,13 +68,20 @@ class DashboardOptions:
 class Dashboard:
     """A dashboard that listens; `run` serves until a signal, entering it serves on a thread of its own.
 
-    Raises `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
+    ``listener`` is what `listen` returned, for who wants to know early that the address can be used. Raises
+    `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
     """
 
-    def __init__(self, store: str | Path, options: DashboardOptions, *, catalogue: Catalogue) -> None:
-        options.check()
+    def __init__(
+        self,
+        store: str | Path,
+        options: DashboardOptions,
+        *,
+        catalogue: Catalogue,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._options = options
-        self._socket = _listen(options.host, options.port)
+        self._socket = listen(options) if listener is None else listener
         try:
             reader = StoreReader(store)
         except BaseException:
@@ -167,7 +174,10 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(options: DashboardOptions) -> socket.socket:
+    """Return a socket that listens. Raises `ConfigError` for options or an address that cannot be used."""
+    options.check()
+    host, port = options.host, options.port
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,13 +12,15 @@ import numpy as np
 from sqlalchemy import Connection, Row, func, select
 
 from turnout.dashboard.memo import Memo
-from turnout.dashboard.queries.activity import Activity, Columns
+from turnout.dashboard.queries.activity import Activity, Columns, packed
 from turnout.dashboard.queries.client_numbers import ClientNumbers, client_numbers
 from turnout.dashboard.queries.runs import rounds_done
+from turnout.dashboard.reader import StoreReader
 from turnout.server.schema import ClientRow, EventRow
 from turnout.wire import NDArray
 
 _KEPT_RUNS: Final = 8
+_SPLIT_ROUNDS: Final = 1_000
 _KEPT_INVITATIONS: Final = 10_000_000
 
 
@@ -30,7 +33,8 @@ class _Known:
 class Activities:
     """The activities of the runs looked at last: at most eight, of at most 10 million invitations in all."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: StoreReader) -> None:
+        self._reader = reader
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -62,7 +66,7 @@ class Activities:
             known = None
         columns = known.columns if known is not None else Columns()
         if columns.last < done:
-            columns = columns.extended(connection, run.id, done)
+            columns = columns.extended(self._rows(connection, run.id, columns.last, done), done)
         clients = _all_clients(connection, run, columns)
         if (
             known is not None
@@ -72,12 +76,30 @@ class Activities:
             return known.activity
         activity = columns.activity(clients, done, generation)
         # A reader whose transaction began before the last commit must not put its older view in place.
-        if known is None or known.activity.rounds_done < done:
+        if (known is None or known.activity.rounds_done < done) and self._is_current(run.id, generation):
             with self._lock:
                 self._known[run.id] = _Known(columns, activity)
                 self._known.move_to_end(run.id)
                 self._forget()
         return activity
+
+    def _rows(self, connection: Connection, run: str, after: int, last: int) -> list[Row[Any]]:
+        """Return the `packed` rows; of a long run one half is read on a thread of its own."""
+        if last - after < _SPLIT_ROUNDS:
+            return list(packed(connection, run, after, last))
+        middle = (after + last) // 2
+
+        def second_half() -> list[Row[Any]]:
+            with self._reader.connect() as other:
+                return list(packed(other, run, middle, last))
+
+        with ThreadPoolExecutor(1) as thread:
+            rest = thread.submit(second_half)
+            return [*packed(connection, run, after, middle), *rest.result()]
+
+    def _is_current(self, run: str, generation: int) -> bool:
+        with self._reader.connect() as connection:
+            return _generation(connection, run) == generation
 
     def _forget(self) -> None:
         held = sum(len(known.columns.round) for known in self._known.values())

@@ -6,12 +6,26 @@ has all of it; only rounds that are new are read again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import BigInteger, Connection, Text, case, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Double,
+    Row,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
 
 from turnout.server.history import OUTCOMES
 from turnout.server.schema import ClientRoundRow
@@ -25,6 +39,7 @@ MISSING: Final = OUTCOMES.index("missing")
 _WEIGHT_SCALE: Final = 1e12
 _LARGEST_WEIGHT: Final = 9e6
 _MOST_ROLES: Final = 15
+_COUNTED_IDS: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -67,9 +82,8 @@ class Columns:
     weight: NDArray = field(default_factory=partial(np.empty, 0, np.float32))
     roles: tuple[str, ...] = ()
 
-    def extended(self, connection: Connection, run: str, last: int) -> Columns:
-        """Return this with the rounds up to ``last``."""
-        rows = connection.execute(_packed(run, self.last, last)).all()
+    def extended(self, rows: Sequence[Row[Any]], last: int) -> Columns:
+        """Return this with ``rows``, which are the `packed` ones of the rounds from here to ``last``."""
         roles = list(self.roles)
         for row in rows:
             if row.role not in roles and len(roles) < _MOST_ROLES:
@@ -87,7 +101,7 @@ class Columns:
             last=last,
             round=np.concatenate((self.round, spread([row.round for row in rows], np.int32))),
             ids=np.concatenate((self.ids, ids.astype(np.uint64))),
-            seen=np.union1d(self.seen, np.unique(ids.astype(np.uint64))),
+            seen=np.union1d(self.seen, _distinct(ids.astype(np.uint64))),
             outcome=np.concatenate((self.outcome, spread(outcomes, np.uint8))),
             role=np.concatenate((self.role, spread(numbers, np.uint8))),
             weight=np.concatenate((self.weight, (weights / _WEIGHT_SCALE).astype(np.float32))),
@@ -113,10 +127,26 @@ class Columns:
         )
 
 
-def _packed(run: str, after: int, last: int) -> Any:
-    """Return the query for one row per round, outcome and role, with clients and weights as texts."""
+def _distinct(ids: NDArray) -> NDArray:
+    """Return every id once; ids are mostly small numbers, for which counting is faster than sorting."""
+    if len(ids) and int(ids.max()) < _COUNTED_IDS:
+        return np.flatnonzero(np.bincount(ids.astype(np.int64))).astype(np.uint64)
+    return np.unique(ids)
+
+
+def packed(connection: Connection, run: str, after: int, last: int) -> Sequence[Row[Any]]:
+    """Return one row per round (after ``after``), outcome and role, with clients and weights as texts."""
+    keys = {"run": run, "after": after, "last": last}
+    return connection.execute(_PACKED, keys).all()
+
+
+def _packed() -> Any:
+    # The constants are written out: as parameters they would be looked up a million times.
+    bound = literal_column(f"{_LARGEST_WEIGHT:f}", Double)
+    scale = literal_column(f"{_WEIGHT_SCALE:f}", Double)
     weight = ClientRoundRow.weight
-    scaled = case((weight.between(-_LARGEST_WEIGHT, _LARGEST_WEIGHT), weight * _WEIGHT_SCALE), else_=0)
+    scaled = case((weight.between(-bound, bound), weight * scale), else_=literal_column("0"))
+    rounds = and_(ClientRoundRow.round > bindparam("after"), ClientRoundRow.round <= bindparam("last"))
     keys = (ClientRoundRow.round, ClientRoundRow.outcome, ClientRoundRow.role)
     return (
         select(
@@ -124,7 +154,7 @@ def _packed(run: str, after: int, last: int) -> Any:
             func.aggregate_strings(cast(ClientRoundRow.client, Text), ",").label("clients"),
             func.aggregate_strings(cast(cast(scaled, BigInteger), Text), ",").label("weights"),
         )
-        .where(ClientRoundRow.run_id == run, ClientRoundRow.round > after, ClientRoundRow.round <= last)
+        .where(ClientRoundRow.run_id == bindparam("run"), rounds)
         .group_by(*keys)
         .order_by(*keys)
     )
@@ -133,3 +163,6 @@ def _packed(run: str, after: int, last: int) -> Any:
 def _numbers(texts: list[str]) -> NDArray:
     """Return the numbers of comma-separated texts, one text after the other."""
     return np.fromstring(",".join(texts), dtype=np.int64, sep=",") if texts else np.empty(0, np.int64)
+
+
+_PACKED: Final = _packed()

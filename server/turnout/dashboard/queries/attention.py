@@ -12,7 +12,7 @@ from turnout.dashboard.queries.fleet import Fleet, Fleets
 from turnout.dashboard.reader import StoreReader
 
 _SILENT_ROUNDS: Final = 20
-_SILENT_GAPS: Final = 5.0
+_SILENT_GAPS: Final = 7.0  # Who comes at random stays away for so long once in a thousand times.
 _FEW_INVITATIONS: Final = 4
 _FAILING_SHARE: Final = 0.2
 _MISSING_SHARE: Final = 0.5
@@ -46,13 +46,12 @@ def _away(fleet: Fleet) -> Iterator[AttentionItem]:
     for place, client in enumerate(numbers.clients.tolist()):
         seen, staleness = int(numbers.seen[place]), int(numbers.staleness[place])
         if not seen:
-            if numbers.rounds_done:
-                yield _item(client, "never-seen", 3.0, f"never took part in {numbers.rounds_done} rounds")
+            yield _item(client, "never-seen", 3.0, f"never took part in {numbers.rounds_done} rounds")
             continue
-        gap = numbers.rounds_done / seen
+        gap = int(numbers.last_round[place]) / seen  # While it still came.
         limit = max(_SILENT_ROUNDS, _SILENT_GAPS * gap)
         if staleness > limit:
-            text = f"not seen for {staleness} rounds; it took part in every {gap:.1f}th on average"
+            text = f"not seen for {staleness} rounds; before, it came every {gap:.1f} rounds"
             yield _item(client, "silent", staleness / limit, text)
 
 

@@ -40,7 +40,8 @@ def client_numbers(activity: Activity) -> ClientNumbers:
         return np.bincount(activity.client[activity.outcome == outcome], minlength=count)
 
     taken = activity.outcome == OK
-    client, rounds, weight = activity.client[taken], activity.round[taken], activity.weight[taken]
+    client, weight = activity.client[taken], activity.weight[taken]
+    rounds = activity.round[taken].astype(np.int64)  # As wide as what it is compared with: much faster.
     seen = np.bincount(client, minlength=count)
     weights = np.bincount(client, weights=weight, minlength=count)
     whole = float(weights.sum())
@@ -68,8 +69,9 @@ def _longest_absence(client: NDArray, rounds: NDArray, count: int) -> NDArray:
     longest = np.zeros(count, dtype=np.int64)
     if not len(client):
         return longest
-    order = np.argsort(client, kind="stable")  # The rounds of one client stay in order.
-    client, rounds = client[order], rounds[order].astype(np.int64)
+    # Stable, so that the rounds of one client stay in order; for 16 bits it is a radix sort.
+    order = np.argsort(client.astype(np.uint16) if count <= 1 << 16 else client, kind="stable")
+    client, rounds = client[order], rounds[order]
     before = np.concatenate(([0], rounds[:-1]))
     before[np.flatnonzero(np.diff(client, prepend=-1))] = 0
     np.maximum.at(longest, client, rounds - before)

@@ -63,7 +63,7 @@ def comparison(
             for row, brief in zip(rows, briefs, strict=True)
         ]
         available = sorted(
-            {"/".join(found) for run in runs for found in series.series_names(connection, run)}
+            {f"{end.kind}/{end.name}" for run in runs for end in series.series_ends(connection, run)}
         )
         x, aligned = _aligned(compared)
         table = [

@@ -98,7 +98,7 @@ def _pages(
 
 def _round_page(connection: Connection, run: str, last: dict[str, Any] | None) -> list[dict[str, Any]]:
     found = []
-    for item in rounds_after(connection, run, last["round"] if last else 0, _PAGE):
+    for item in rounds_after(connection, run, last["round"] if last else 0, _PAGE, metrics=False):
         row = item.model_dump(exclude={"seconds", "metrics", "has_checkpoint"})
         row |= {f"{phase}_seconds": value for phase, value in item.seconds}
         found.append(row)

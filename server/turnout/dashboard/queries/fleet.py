@@ -15,6 +15,7 @@ from turnout.dashboard.queries.activity import Activity
 from turnout.dashboard.queries.client_numbers import ClientNumbers
 from turnout.dashboard.queries.replies import LastReplies, Reply
 from turnout.dashboard.queries.runs import find_run
+from turnout.dashboard.reader import StoreReader
 from turnout.server.schema import ClientRow
 from turnout.wire import NDArray
 
@@ -66,8 +67,8 @@ class Fleet:
 class Fleets:
     """Makes `Fleet`s, with what is remembered of the runs looked at last."""
 
-    def __init__(self) -> None:
-        self.activities = Activities()
+    def __init__(self, reader: StoreReader) -> None:
+        self.activities = Activities(reader)
         self._replies = LastReplies()
 
     def of(self, connection: Connection, run: str) -> Fleet:

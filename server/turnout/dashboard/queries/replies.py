@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, bindparam, select
 
 from turnout.dashboard.queries.client_numbers import ClientNumbers
 from turnout.server.schema import ClientRoundRow
 
 _KEPT_RUNS: Final = 8
-_AT_ONCE: Final = 400  # Pairs per query.
+_AT_ONCE: Final = 500
+# With the round and the clients given, every row is one look-up by the primary key.
+_REPLIES: Final = select(ClientRoundRow.__table__).where(
+    ClientRoundRow.run_id == bindparam("run"),
+    ClientRoundRow.round == bindparam("number"),
+    ClientRoundRow.client.in_(bindparam("clients", expanding=True)),
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,13 @@ class LastReplies:
             for client, last in zip(numbers.clients, numbers.last_round, strict=True)
             if last
         }
-        stale = [
-            (last, client)
-            for client, last in wanted.items()
-            if client not in replies or replies[client].round != last
-        ]
-        for start in range(0, len(stale), _AT_ONCE):
-            replies |= _read(connection, run, stale[start : start + _AT_ONCE])
+        stale: dict[int, list[int]] = {}
+        for client, last in wanted.items():
+            if client not in replies or replies[client].round != last:
+                stale.setdefault(last, []).append(client)
+        for last, clients in stale.items():
+            for start in range(0, len(clients), _AT_ONCE):
+                replies |= _read(connection, run, last, clients[start : start + _AT_ONCE])
         with self._lock:
             known.replies |= replies
         return {client: replies[client] for client in wanted if client in replies}
@@ -87,10 +93,8 @@ def numbers_only(metrics: Any) -> dict[str, float]:
     }
 
 
-def _read(connection: Connection, run: str, pairs: list[tuple[int, int]]) -> dict[int, Reply]:
-    query = select(ClientRoundRow.__table__).where(
-        ClientRoundRow.run_id == run, tuple_(ClientRoundRow.round, ClientRoundRow.client).in_(pairs)
-    )
+def _read(connection: Connection, run: str, number: int, clients: list[int]) -> dict[int, Reply]:
+    rows = connection.execute(_REPLIES, {"run": run, "number": number, "clients": clients})
     return {
         row.client: Reply(
             round=row.round,
@@ -100,5 +104,5 @@ def _read(connection: Connection, run: str, pairs: list[tuple[int, int]]) -> dic
             update_norm=row.update_norm,
             metrics=numbers_only(row.metrics),
         )
-        for row in connection.execute(query)
+        for row in rows
     }

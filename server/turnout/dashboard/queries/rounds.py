@@ -42,11 +42,13 @@ def round_page(
         )
 
 
-def rounds_after(connection: Connection, run: str, after: int, limit: int) -> list[RoundItem]:
-    """Return the next rounds with their metrics."""
+def rounds_after(
+    connection: Connection, run: str, after: int, limit: int, *, metrics: bool = True
+) -> list[RoundItem]:
+    """Return the next rounds."""
     query = select(RoundRow.__table__).where(RoundRow.run_id == run, RoundRow.round > after)
     rows = connection.execute(query.order_by(RoundRow.round).limit(limit)).all()
-    return _items(connection, run, rows, metrics=True)
+    return _items(connection, run, rows, metrics)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, select
 
 from turnout.dashboard.models.runs import (
     Facet,
@@ -38,6 +38,7 @@ _ERROR_CHARACTERS: Final = 300
 _ENVIRONMENT_BYTES: Final = 1 << 20
 _SORTED_BY_METRIC: Final = 2_000
 _RECENT_ROUNDS: Final = 50
+_ROUNDS_DONE: Final = select(func.max(RoundRow.round)).where(RoundRow.run_id == bindparam("run"))
 
 
 class UnknownRun(StoreError):  # noqa: N818 - what it is, not that it is an error
@@ -65,7 +66,7 @@ def find_run(connection: Connection, run: str) -> Row[Any]:
 
 def rounds_done(connection: Connection, run: str) -> int:
     """Return the last committed round, 0 before the first."""
-    return connection.execute(select(func.max(RoundRow.round)).where(RoundRow.run_id == run)).scalar() or 0
+    return connection.execute(_ROUNDS_DONE, {"run": run}).scalar() or 0
 
 
 def version_of(row: Row[Any], done: int) -> tuple[object, ...]:
@@ -155,13 +156,11 @@ def default_series(connection: Connection, run: str) -> tuple[str, str] | None:
     for kind, name in (("evaluate", "accuracy"), ("evaluate", "loss")):
         if series.last_point(connection, run, kind, name) is not None:
             return kind, name
-    for kind in ("evaluate", "train"):
-        names = [name for _, name in series.series_names(connection, run, kind)]
-        if kind == "train":
-            names = [name for name in names if name == "train-loss"]
-        if names:
-            return kind, names[0]
-    return None
+    ends = series.series_ends(connection, run)
+    others = [end for end in ends if end.kind == "evaluate"] or [
+        end for end in ends if end.name == "train-loss"
+    ]
+    return (others[0].kind, others[0].name) if others else None
 
 
 def _headline(connection: Connection, run: str) -> Headline | None:
@@ -181,18 +180,8 @@ def _headline(connection: Connection, run: str) -> Headline | None:
         last_round=last[0],
         best=best[1],
         best_round=best[0],
-        sparkline=_sparkline(connection, run, kind, name, last[0]),
+        sparkline=series.outline(connection, run, kind, name, _SPARKLINE),
     )
-
-
-def _sparkline(connection: Connection, run: str, kind: str, name: str, last: int) -> list[float | None]:
-    """Return a series if it is short; else what it was at evenly spaced rounds."""
-    head = series.first_points(connection, run, kind, name, _SPARKLINE + 1)
-    if len(head) <= _SPARKLINE:
-        return [value for _, value in head]
-    first, steps = head[0][0], _SPARKLINE - 1
-    rounds = [first + (last - first) * step // steps for step in range(_SPARKLINE)]
-    return series.sample(connection, run, kind, name, rounds)
 
 
 def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
@@ -263,14 +252,10 @@ def _totals(connection: Connection, run: str) -> Totals:
 
 
 def _series(connection: Connection, run: str) -> list[SeriesSummary]:
-    found = []
-    for kind, name in series.series_names(connection, run):
-        last = series.last_point(connection, run, kind, name)
-        if last is not None:
-            found.append(
-                SeriesSummary(kind=kind, name=name, last=last[1], last_round=last[0])  # type: ignore[arg-type]
-            )
-    return found
+    return [
+        SeriesSummary(kind=end.kind, name=end.name, last=end.value, last_round=end.round)  # type: ignore[arg-type]
+        for end in series.series_ends(connection, run)
+    ]
 
 
 def _median_round(connection: Connection, run: str) -> float | None:
