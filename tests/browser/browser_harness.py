@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from turnout.dashboard import Dashboard
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCREENSHOTS = REPOSITORY / "screenshots"
 BUILT = REPOSITORY / "server/turnout/dashboard/static/index.html"
@@ -44,7 +46,7 @@ def simulate(store: Path, *words: str) -> subprocess.Popen[str]:
     return started(*TURNOUT, "simulate", *DIGITS, "--set", f"run.directory={store}", *words)
 
 
-class Dashboard:
+class DashboardProcess:
     """A running `turnout dashboard` that can be killed and started again on the same port."""
 
     def __init__(self, store: Path, *words: str) -> None:
@@ -77,15 +79,22 @@ class Dashboard:
         self.process.stdout.close()
 
 
-def ask(dashboard: Dashboard, path: str) -> Any:
+def ask(dashboard: Dashboard | DashboardProcess, path: str) -> Any:
     """Return what the API answers."""
     with urllib.request.urlopen(f"{dashboard.url}api/v1/{path}", timeout=SECONDS) as answer:
         return json.load(answer)
 
 
-def runs_by_strategy(dashboard: Dashboard) -> dict[str, str]:
+def runs_by_strategy(dashboard: Dashboard | DashboardProcess) -> dict[str, str]:
     """Return the runs' ids by strategy."""
     return {run["strategy"]: run["id"] for run in ask(dashboard, "runs")["items"]}
+
+
+def choose_theme(page: Any, theme: str) -> None:
+    """Let the system be light or dark; a browser tells pages of it with the next frame, so ask for one."""
+    page.emulate_media(color_scheme=theme)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")
+    page.locator(f"html[data-theme={theme}]").wait_for()
 
 
 def screenshot(page: Any, name: str) -> None:

@@ -14,7 +14,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from browser_harness import BUILT, FLAGS, SECONDS, Dashboard, simulate, unavailable  # noqa: E402 - found by the line above
+from browser_harness import (
+    BUILT,
+    FLAGS,
+    SECONDS,
+    DashboardProcess,
+    simulate,
+    unavailable,
+)
+
+from turnout.cli.dashboard import method_catalogue
+from turnout.dashboard import Dashboard, DashboardOptions
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +55,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Dashboard]]:
-    """Start dashboards that end with the test."""
-    running: list[Dashboard] = []
+def serve() -> Iterator[Callable[..., DashboardProcess]]:
+    """Start dashboards as processes that end with the test."""
+    running: list[DashboardProcess] = []
 
-    def serve(store: Path, *words: str) -> Dashboard:
-        running.append(Dashboard(store, *words))
+    def serve(store: Path, *words: str) -> DashboardProcess:
+        running.append(DashboardProcess(store, *words))
         return running[-1]
 
     yield serve
@@ -61,9 +71,8 @@ def serve() -> Iterator[Callable[..., Dashboard]]:
 @pytest.fixture(scope="session")
 def dashboard(store: Path) -> Iterator[Dashboard]:
     """One dashboard for all tests that only look."""
-    running = Dashboard(store)
-    yield running
-    running.kill()
+    with Dashboard(store, DashboardOptions(port=0), catalogue=method_catalogue) as running:
+        yield running
 
 
 @pytest.fixture

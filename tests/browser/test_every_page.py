@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser_harness import Dashboard, runs_by_strategy, screenshot
+from browser_harness import choose_theme, runs_by_strategy, screenshot
+
+from turnout.dashboard import Dashboard
 
 # Name, address (with the runs' ids), and a text that only the loaded page has.
 PAGES = (
@@ -38,8 +40,7 @@ def test_a_page_shows_its_content_and_is_accessible(
     page = open_page(url, bypass_csp=True)
     page.get_by_text(text).locator("visible=true").first.wait_for()
     for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)
-        page.locator(f"html[data-theme={theme}]").wait_for()
+        choose_theme(page, theme)
         for canvas in page.locator(".heat canvas").all():
             canvas.and_(page.locator("[data-frames]")).wait_for()
         screenshot(page, f"{name}-{theme}")
@@ -47,7 +48,9 @@ def test_a_page_shows_its_content_and_is_accessible(
         assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_theme_can_be_chosen_and_is_remembered(dashboard: Dashboard, open_page: Callable[..., Any]) -> None:
+def test_the_theme_can_be_chosen_and_is_remembered(
+    dashboard: Dashboard, open_page: Callable[..., Any]
+) -> None:
     page = open_page(dashboard.url, theme="light")
     root = page.locator("html")
     page.keyboard.press("t")
@@ -58,8 +61,7 @@ def test_the_theme_can_be_chosen_and_is_remembered(dashboard: Dashboard, open_pa
     page.keyboard.press("t")
     page.keyboard.press("t")
     assert root.get_attribute("data-theme") == "light"
-    page.emulate_media(color_scheme="dark")
-    page.locator("html[data-theme=dark]").wait_for()
+    choose_theme(page, "dark")
 
 
 def test_the_list_of_shortcuts_opens_and_closes(dashboard: Dashboard, open_page: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Names, errors and events from outside are text on every page: nothing of them runs, breaks lines or turns words."""
+"""Names, errors and events from outside are text on every page: nothing of them runs or turns words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from browser_harness import Dashboard
-from made_stores import hostile_run
+from hostile_store import hostile_run
 
+from turnout.dashboard import Dashboard, DashboardOptions
 from turnout.server import RunStore
 
 VIEWS = (
@@ -25,12 +25,14 @@ VIEWS = (
 )
 
 
-def test_hostile_names_are_inert(
-    tmp_path: Path, serve: Callable[..., Dashboard], open_page: Callable[..., Any]
-) -> None:
+def test_hostile_names_are_inert(tmp_path: Path, open_page: Callable[..., Any]) -> None:
     with RunStore(tmp_path) as store:
         run = hostile_run(store)
-    dashboard = serve(tmp_path)
+    with Dashboard(tmp_path, DashboardOptions(port=0), catalogue=list) as dashboard:
+        look_at_every_view(dashboard, open_page, run)
+
+
+def look_at_every_view(dashboard: Dashboard, open_page: Callable[..., Any], run: str) -> None:
     open_page.seen.may_refuse = True  # The two made-up ids are refused.
     page = open_page(dashboard.url)
     page.on("dialog", lambda dialog: open_page.seen.complaints.append(f"dialog: {dialog.message}"))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_harness import SECONDS, Dashboard, ask, simulate
+from browser_harness import SECONDS, DashboardProcess, ask, simulate
+
+from turnout.dashboard import Dashboard
 
 
 @pytest.fixture
@@ -41,7 +43,10 @@ def at_least(page: Any, rounds: int) -> int:
 
 
 def test_a_run_is_watched_from_its_first_round_to_its_end(
-    tmp_path: Path, serve: Callable[..., Dashboard], open_page: Callable[..., Any], start_run: Callable[..., Any]
+    tmp_path: Path,
+    serve: Callable[..., DashboardProcess],
+    open_page: Callable[..., Any],
+    start_run: Callable[..., Any],
 ) -> None:
     from turnout.server import RunStore
 
@@ -88,7 +93,10 @@ def test_a_run_is_watched_from_its_first_round_to_its_end(
 
 
 def test_after_the_dashboards_death_the_page_catches_up(
-    tmp_path: Path, serve: Callable[..., Dashboard], open_page: Callable[..., Any], start_run: Callable[..., Any]
+    tmp_path: Path,
+    serve: Callable[..., DashboardProcess],
+    open_page: Callable[..., Any],
+    start_run: Callable[..., Any],
 ) -> None:
     from turnout.server import RunStore
 
@@ -113,9 +121,44 @@ def test_after_the_dashboards_death_the_page_catches_up(
     banner.wait_for(state="detached")
     shown = at_least(page, seen + 10)
 
-    chart = page.locator("section", has=page.get_by_role("heading", name="Clients of a round")).locator(".chart")
+    chart = page.locator("section", has=page.get_by_role("heading", name="Clients of a round")).locator(
+        ".chart"
+    )
     chart.locator("summary", has_text="Numbers").click()
     numbers = [int(text.replace(",", "")) for text in chart.locator("tbody th").all_inner_texts()]
     assert numbers[-1] >= shown
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert numbers[0] == max(1, numbers[-1] - 499)
+
+
+def test_without_a_stream_the_page_asks_again_and_again(
+    dashboard: Dashboard, open_page: Callable[..., Any]
+) -> None:
+    page = open_page(dashboard.url)
+    page.route("**/api/v1/stream**", lambda _: None)  # As a proxy that holds everything back.
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.locator(".live-polling").wait_for()
+    before = sum("/runs?" in url for url in asked)
+    page.wait_for_timeout(4_000)
+    assert sum("/runs?" in url for url in asked) > before
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_tab_that_is_hidden_for_a_minute_closes_its_stream(
+    dashboard: Dashboard, open_page: Callable[..., Any]
+) -> None:
+    page = open_page(dashboard.url)
+    page.clock.install()
+    page.reload()
+    page.locator(".live-live").wait_for()
+    hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); "
+    hide += "document.dispatchEvent(new Event('visibilitychange')) }"
+    page.evaluate(hide, True)
+    page.clock.fast_forward(50_000)
+    assert page.locator(".live-live").count() == 1
+    page.clock.fast_forward(11_000)
+    page.locator(".live-paused").wait_for()
+    page.evaluate(hide, False)
+    page.locator(".live-live").wait_for()

@@ -1,4 +1,4 @@
-"""Where a token is asked for: the page says so, refuses a wrong one, and shows everything after the right one."""
+"""Where a token is asked for: a wrong one is refused, the right one opens everything."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from browser_harness import Dashboard, screenshot
+from browser_harness import DashboardProcess, choose_theme, screenshot
 
 TOKEN = "correct-horse-battery-staple-0123456789"
 
 
 def test_a_token_opens_the_page_and_logging_out_closes_it(
-    store: Path, tmp_path: Path, serve: Callable[..., Dashboard], open_page: Callable[..., Any]
+    store: Path, tmp_path: Path, serve: Callable[..., DashboardProcess], open_page: Callable[..., Any]
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
@@ -25,8 +25,7 @@ def test_a_token_opens_the_page_and_logging_out_closes_it(
     page.get_by_role("heading", name="Log in").wait_for()
     assert page.get_by_label("Token").evaluate("element => element === document.activeElement")
     for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)
-        page.locator(f"html[data-theme={theme}]").wait_for()
+        choose_theme(page, theme)
         screenshot(page, f"login-{theme}")
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()

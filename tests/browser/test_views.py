@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from browser_harness import Dashboard, ask, runs_by_strategy
+from browser_harness import ask, runs_by_strategy
+
+from turnout.dashboard import Dashboard
 
 
 def rows_of(page: Any) -> Any:
@@ -33,7 +35,11 @@ def test_runs_are_searched_filtered_and_sorted(dashboard: Dashboard, open_page: 
     page.get_by_role("button", name="Strategy").click()
     page.locator("th[aria-sort=ascending]", has_text="Strategy").wait_for()
     rows.nth(2).filter(has_text="fedavg").wait_for()
-    assert [rows.nth(at).locator("td").nth(3).inner_text() for at in range(3)] == ["fedamd", "fedau", "fedavg"]
+    assert [rows.nth(at).locator("td").nth(3).inner_text() for at in range(3)] == [
+        "fedamd",
+        "fedau",
+        "fedavg",
+    ]
 
 
 def test_chosen_runs_are_compared(dashboard: Dashboard, open_page: Callable[..., Any]) -> None:
@@ -57,7 +63,12 @@ def test_chosen_runs_are_compared(dashboard: Dashboard, open_page: Callable[...,
         assert f"{100 * row['best']:.1f} % (round {row['best_round']})" in cell.inner_text()
         assert ("best" in cell.get_attribute("class").split()) == (strategy == best)
         reached = row["rounds_to_target"]
-        assert line.locator("td").nth(3).inner_text().endswith("not reached" if reached is None else str(reached))
+        assert (
+            line.locator("td")
+            .nth(3)
+            .inner_text()
+            .endswith("not reached" if reached is None else str(reached))
+        )
     page.get_by_role("button", name="bytes").click()
     page.get_by_text("None of these runs counted bytes").wait_for()
     page.get_by_role("button", name="Remove run").first.click()
@@ -121,7 +132,9 @@ def test_a_chart_gives_its_numbers_as_a_table(dashboard: Dashboard, open_page: C
     cells = chart.locator("tbody tr").all_inner_texts()
     series = ask(dashboard, f"runs/{run}/series?name=evaluate/accuracy")["series"][0]
     shown = {int(row.split()[0]): row.split()[1] for row in cells if "%" in row}
-    assert shown == {at: f"{100 * value:.1f}" for at, value in zip(series["rounds"], series["values"], strict=True)}
+    assert shown == {
+        at: f"{100 * value:.1f}" for at, value in zip(series["rounds"], series["values"], strict=True)
+    }
 
 
 def test_by_keyboard_from_the_runs_to_a_client(dashboard: Dashboard, open_page: Callable[..., Any]) -> None:

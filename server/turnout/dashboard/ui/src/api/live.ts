@@ -15,6 +15,7 @@ export interface LiveListener {
 
 const OPENS_WITHIN = 5_000;
 const POLL_EVERY = 3_000;
+const POLLS_UNTIL_TRIED_AGAIN = 10;
 const HIDDEN_FOR = 60_000;
 const RETRY_FIRST = 1_000;
 const RETRY_LAST = 10_000;
@@ -66,7 +67,7 @@ export class LiveFeed {
     const source = new EventSource(api("stream", { run: this.runs ?? [], after: this.cursor }));
     this.source = source;
     this.opened = false;
-    this.timer = window.setTimeout(() => this.poll(), OPENS_WITHIN);
+    this.timer = window.setTimeout(() => void this.poll(), OPENS_WITHIN);
     source.onopen = () => this.alive();
     source.onerror = () => this.failed(source);
     source.addEventListener("update", (event) => {
@@ -102,15 +103,16 @@ export class LiveFeed {
     if (source !== this.source) return;
     this.stop();
     this.to("reconnecting");
+    get(api("info")).catch(() => {}); // Whether a login is asked for by now: a stream does not tell.
     this.timer = window.setTimeout(() => this.open(), this.retry);
     this.retry = Math.min(2 * this.retry, RETRY_LAST);
   }
 
   /** The stream does not open (a proxy holds it back, say): everything shown is loaded again and again. */
-  private async poll(): Promise<void> {
+  private async poll(turn = 1): Promise<void> {
     this.stop();
     try {
-      await get(api("session"));
+      await get(api("info"));
       this.lastContact = Date.now();
       this.to("polling");
       this.resync([]);
@@ -118,7 +120,8 @@ export class LiveFeed {
       if (!(error instanceof ApiError)) throw error;
       this.to("reconnecting");
     }
-    this.timer = window.setTimeout(() => void this.poll(), POLL_EVERY);
+    const next = turn % POLLS_UNTIL_TRIED_AGAIN === 0 ? () => this.open() : () => void this.poll(turn + 1);
+    this.timer = window.setTimeout(next, POLL_EVERY);
   }
 
   private visibility(): void {

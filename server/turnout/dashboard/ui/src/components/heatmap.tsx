@@ -7,7 +7,7 @@ import { count, plain } from "../lib/format";
 import { draw, EDGE, FOOT, GUTTER } from "../lib/heat-draw";
 import type { HeatImage } from "../lib/heat-image";
 import type { Cell, Totals, View } from "../lib/heat-view";
-import { cellAt, clamped, columns, isWhole, panned, revealing, rows, whole, zoomed } from "../lib/heat-view";
+import { cellAt, clamped, columns, isWhole, panned, revealing, rows, shows, whole, zoomed } from "../lib/heat-view";
 import { useTheme } from "../lib/palette";
 import { useWidth } from "../lib/size";
 import { HeatLegend } from "./heat-legend";
@@ -47,6 +47,7 @@ export function HeatMap({ run, totals, order, view, onView, onOpen, compact = fa
     const frame = requestAnimationFrame(() => {
       if (!canvas.current || !image || width === 0) return;
       paint(canvas.current, image, now, cell, width, height, colours);
+      canvas.current.dataset["sharp"] = String(shows(image.layout, now, totals, width, height));
     });
     return () => cancelAnimationFrame(frame);
   }, [image, version, now, cell, width, height, colours]);

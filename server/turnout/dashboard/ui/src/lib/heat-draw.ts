@@ -11,7 +11,7 @@ export const FOOT = 22;
 export const EDGE = 14;
 const LINES_FROM = 5;
 const MARKS_FROM = 7;
-const LABELS_FROM = 11;
+const LABELS_FROM = 13;
 /** A trouble's sign in its cell, for readers who do not see the colours. */
 export const MARKS: Record<string, string> = { failed: "×", rejected: "■", missing: "–" };
 
@@ -115,7 +115,7 @@ function axes(scene: Scene, image: HeatImage): number {
   pen.textAlign = "right";
   pen.textBaseline = "middle";
   const [, , , h] = place(scene, 0, 0);
-  const step = Math.max(1, Math.ceil(LABELS_FROM / h)) * (h < LABELS_FROM ? 2 : 1);
+  const step = friendly(LABELS_FROM / h);
   for (let row = Math.ceil(view.top / step) * step; row <= view.bottom; row += step) {
     const client = image.client(row);
     const [, y] = place(scene, row, 1);
@@ -124,6 +124,12 @@ function axes(scene: Scene, image: HeatImage): number {
     calls += 1;
   }
   return calls;
+}
+
+/** The next of 1, 2, 5, 10, 20, 50, ... that is not below `least`. */
+function friendly(least: number): number {
+  const power = 10 ** Math.floor(Math.log10(Math.max(1, least)));
+  return [1, 2, 5, 10].map((by) => by * power).find((step) => step >= least) ?? 1;
 }
 
 function outline(scene: Scene, cell: Cell): void {

@@ -47,7 +47,7 @@ export function plotOptions(options: PlotOptions): uPlot.Options {
     width: options.width,
     height: options.height,
     legend: { show: false },
-    padding: [10, 12, 0, 0],
+    padding: [10, 22, 0, 0],
     scales: { x: { time: false }, y: { distr: options.log ? 3 : 1, ...(stack ? { range: fromZero } : {}) } },
     cursor: {
       drag: { x: true, y: false, setScale: false },
