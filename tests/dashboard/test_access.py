@@ -119,7 +119,8 @@ def test_other_sites_cannot_log_in_or_out(guarded: Dashboard, headers: dict[str,
     ("host", "status"),
     [
         ("localhost:PORT", 200), ("127.0.0.1:PORT", 200), ("127.0.0.1", 200), ("[::1]:PORT", 200),
-        ("LOCALHOST", 200), ("evil.example", 403), ("evil.example:PORT", 403), ("127.0.0.1.evil.example", 403),
+        ("LOCALHOST", 200), ("evil.example", 403), ("evil.example:PORT", 403),
+        ("127.0.0.1.evil.example", 403),
         ("localhost.evil.example:PORT", 403), ("", 403), ("[::1].evil.example", 403),
     ],
 )  # fmt: skip

@@ -174,7 +174,7 @@ def test_several_runs_on_one_stream(own: tuple[RunStore, Dashboard]) -> None:
 
 
 def test_unknown_runs_and_too_many(own: tuple[RunStore, Dashboard]) -> None:
-    store, served = own
+    _, served = own
     assert httpx.get(f"{served.url}api/v1/stream", params={"run": "nothing"}).status_code == 404
     nine = [("run", f"r{number}") for number in range(9)]
     assert httpx.get(f"{served.url}api/v1/stream", params=nine).status_code == 422

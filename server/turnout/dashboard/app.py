@@ -15,6 +15,7 @@ from turnout.dashboard.access import Access
 from turnout.dashboard.errors import add_handlers, documented
 from turnout.dashboard.live import LiveHub
 from turnout.dashboard.middleware import HostCheck, LoginCheck, RequestCount, SecurityHeaders
+from turnout.dashboard.models.errors import ErrorBody
 from turnout.dashboard.models.live import Bye, Hello, Resync, Update
 from turnout.dashboard.pages import STATIC, add_pages
 from turnout.dashboard.queries.fleet import Fleets
@@ -81,9 +82,9 @@ def create_app(
     app.include_router(health.router)
     add_pages(app, static)
     add_handlers(app)
-    _describe_stream(app)
+    _describe_more(app)
     # The last one added is the first one passed.
-    app.add_middleware(GZipMiddleware, minimum_size=_SMALLEST_ZIPPED, compresslevel=4)
+    app.add_middleware(GZipMiddleware, minimum_size=_SMALLEST_ZIPPED, compresslevel=1)
     app.add_middleware(LoginCheck, access=access)
     if hosts is not None:
         app.add_middleware(HostCheck, allowed=hosts)
@@ -92,14 +93,14 @@ def create_app(
     return app
 
 
-def _describe_stream(app: FastAPI) -> None:
-    """Put the live messages into the OpenAPI document: they are in no route's signature."""
+def _describe_more(app: FastAPI) -> None:
+    """Put errors and live messages into the OpenAPI document: they are in no route's signature."""
     plain = app.openapi
 
     def described() -> dict[str, object]:
         document = plain()
         schemas = document["components"]["schemas"]
-        for model in (Hello, Update, Resync, Bye):
+        for model in (ErrorBody, Hello, Update, Resync, Bye):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, inner in schema.pop("$defs", {}).items():
                 schemas.setdefault(name, inner)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -46,9 +47,10 @@ def error_response(
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what the OpenAPI document says of errors."""
+    """Return what the OpenAPI document says of errors: JSON, whatever the route answers otherwise."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     return {
-        status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
+        status: {"description": HTTPStatus(status).phrase, "content": content}
         for status in (*statuses, 422, 503)
     }
 
@@ -66,6 +68,10 @@ def add_handlers(app: FastAPI) -> None:
     def store(_: Request, error: Exception) -> Response:
         _log.warning("%s", error)
         return error_response(503, "the run store cannot be read now; see the dashboard's log.")
+
+    @app.exception_handler(DataError)
+    def incomparable(_: Request, error: Exception) -> Response:
+        return error_response(422, "the database cannot compare one of the values, such as text with a NUL.")
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: Exception) -> Response:

@@ -128,7 +128,11 @@ class LiveHub:
                 self._watcher = None
 
     async def _stream(self, runs: list[str], after: str | None) -> AsyncIterator[Message]:
-        now = await anyio.to_thread.run_sync(self._place, runs)
+        try:
+            now = await anyio.to_thread.run_sync(self._place, runs)
+        except StoreError:
+            yield Message("bye", Bye(reason="store-gone"))
+            return
         cursor = now if after is None else Cursor.parse(after, len(runs))
         lost = cursor is None or cursor.event > now.event
         follower = _Follower(runs, now if cursor is None or lost else cursor)

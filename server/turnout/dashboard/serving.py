@@ -15,6 +15,7 @@ from typing import Final
 import uvicorn
 
 from turnout.dashboard.app import create_app
+from turnout.dashboard.pages import STATIC
 from turnout.dashboard.reader import StoreReader
 from turnout.dashboard.services import Catalogue
 from turnout.wire import ConfigError
@@ -68,8 +69,10 @@ class DashboardOptions:
 class Dashboard:
     """A dashboard that listens; `run` serves until a signal, entering it serves on a thread of its own.
 
-    ``listener`` is what `listen` returned, for who wants to know early that the address can be used. Raises
-    `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
+    ``listener`` is what `listen` returned, for who wants to know early that the address can be used;
+    ``static`` is the folder of the built page.
+
+    Raises `ConfigError` for options or an address that cannot be used, `StoreError` without a store.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Dashboard:
         *,
         catalogue: Catalogue,
         listener: socket.socket | None = None,
+        static: Path = STATIC,
     ) -> None:
         self._options = options
         self._socket = listen(options) if listener is None else listener
@@ -89,7 +93,7 @@ class Dashboard:
             raise
         # Beyond loopback the token protects, and only the owner knows by which names it is reached.
         hosts = (options.host, *options.hosts) if options.is_local or options.hosts else None
-        self.app = create_app(reader, catalogue=catalogue, token=options.token, hosts=hosts)
+        self.app = create_app(reader, catalogue=catalogue, token=options.token, hosts=hosts, static=static)
         tls = {} if options.certificate is None else {
             "ssl_certfile": str(options.certificate), "ssl_keyfile": str(options.key)
         }  # fmt: skip
@@ -129,7 +133,7 @@ class Dashboard:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def run(self) -> None:
-        """Serve on this thread until SIGINT or SIGTERM."""
+        """Serve on this thread until SIGINT or SIGTERM, then return."""
         self._server.run(sockets=[self._socket])
 
     def __enter__(self) -> Dashboard:
@@ -170,8 +174,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._end_streams()
-        super().handle_exit(sig, frame)
+        """Stop in good order, at once when asked twice; uvicorn would end the process by the signal."""
+        self.force_exit = self.should_exit
+        self.stop()
 
 
 def listen(options: DashboardOptions) -> socket.socket:

@@ -46,4 +46,4 @@ class Resync(Document):
 class Bye(Document):
     """Last message of a stream that the server ends."""
 
-    reason: Literal["shutdown", "too-many"]
+    reason: Literal["shutdown", "store-gone"]

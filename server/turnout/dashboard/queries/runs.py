@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, select
 
+from turnout.dashboard.models.fields import RunStatus
 from turnout.dashboard.models.runs import (
     Facet,
     Facets,
@@ -30,7 +32,6 @@ from turnout.server.errors import StoreError
 from turnout.server.schema import RoundRow, RunRow
 
 RunSort = Literal["created", "heartbeat", "name", "strategy", "task", "status", "rounds", "seconds", "metric"]
-StoredStatus = Literal["running", "finished", "interrupted", "failed"]
 
 _SPARKLINE: Final = 60
 _FACETS: Final = 100
@@ -38,6 +39,8 @@ _ERROR_CHARACTERS: Final = 300
 _ENVIRONMENT_BYTES: Final = 1 << 20
 _SORTED_BY_METRIC: Final = 2_000
 _RECENT_ROUNDS: Final = 50
+_LIVING: Final = 1_000
+_ALIVE: Final = ("running", "stale", "lost")
 _ROUNDS_DONE: Final = select(func.max(RoundRow.round)).where(RoundRow.run_id == bindparam("run"))
 
 
@@ -85,10 +88,10 @@ def run_list(
 ) -> RunList:
     """Return one page of the runs that match."""
     with reader.connect() as connection:
-        query = select(RunRow.__table__).where(*_conditions(wanted))
-        total = connection.execute(
-            select(func.count()).select_from(RunRow).where(*_conditions(wanted))
-        ).scalar()
+        living = _living(reader, connection)
+        conditions = _conditions(wanted, living)
+        query = select(RunRow.__table__).where(*conditions)
+        total = connection.execute(select(func.count()).select_from(RunRow).where(*conditions)).scalar()
         if sort == "metric":
             items = _by_metric(reader, connection, query, descending, limit, offset)
         else:
@@ -96,7 +99,9 @@ def run_list(
             keys = (column.desc(), RunRow.id.desc()) if descending else (column.asc(), RunRow.id.asc())
             rows = connection.execute(query.order_by(*keys).limit(limit).offset(offset)).all()
             items = [summary(reader, connection, row) for row in rows]
-        return RunList(items=items, total=total or 0, limit=limit, offset=offset, facets=_facets(connection))
+        return RunList(
+            items=items, total=total or 0, limit=limit, offset=offset, facets=_facets(connection, living)
+        )
 
 
 def summary(reader: StoreReader, connection: Connection, row: Row[Any]) -> RunSummary:
@@ -184,13 +189,23 @@ def _headline(connection: Connection, run: str) -> Headline | None:
     )
 
 
-def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
+def _living(reader: StoreReader, connection: Connection) -> dict[str, RunStatus]:
+    """Return the state of every run whose row says running: that it runs, is stale, or is lost."""
+    query = select(RunRow.__table__).where(RunRow.status == "running").order_by(RunRow.created_at.desc())
+    rows = connection.execute(query.limit(_LIVING)).all()
+    return {row.id: run_status(reader, row, rounds_done(connection, row.id)) for row in rows}
+
+
+def _conditions(wanted: RunFilter, living: dict[str, RunStatus]) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
+    if wanted.status:
+        alive = [run for run, status in living.items() if status in wanted.status]
+        ended = [status for status in wanted.status if status not in _ALIVE]
+        conditions.append(RunRow.id.in_(alive) | RunRow.status.in_(ended))
     for column, values in (
         (RunRow.strategy, wanted.strategy),
         (RunRow.task, wanted.task),
         (RunRow.study, wanted.study),
-        (RunRow.status, wanted.status),
     ):
         if values:
             conditions.append(column.in_(list(values)))
@@ -230,7 +245,7 @@ def _by_metric(
     return (known + unknown)[offset : offset + limit]
 
 
-def _facets(connection: Connection) -> Facets:
+def _facets(connection: Connection, living: dict[str, RunStatus]) -> Facets:
     found = {}
     for name in ("status", "strategy", "task", "study"):
         column = RunRow.__table__.c[name]
@@ -238,6 +253,9 @@ def _facets(connection: Connection) -> Facets:
         query = select(column, count).where(column.is_not(None)).group_by(column)
         rows = connection.execute(query.order_by(count.desc(), column).limit(_FACETS))
         found[name] = [Facet(value=value, count=number) for value, number in rows]
+    ended = [facet for facet in found["status"] if facet.value not in _ALIVE]
+    alive = [Facet(value=value, count=count) for value, count in Counter(living.values()).items()]
+    found["status"] = sorted((*ended, *alive), key=lambda facet: (-facet.count, facet.value))
     return Facets(**found)
 
 

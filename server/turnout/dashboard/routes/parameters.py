@@ -27,7 +27,7 @@ Runs: TypeAlias = Annotated[
     list[Annotated[str, Query(max_length=64, pattern=r"^[\w.-]+$")]],
     Query(min_length=1, max_length=8, description="One to eight runs' ids."),
 ]
-SERIES_PATTERN: Final = r"^(train|evaluate|diagnostics|round)/.{1,200}$"
+SERIES_PATTERN: Final = r"^(train|evaluate|diagnostics|round)/[\s\S]{1,200}$"
 SeriesName: TypeAlias = Annotated[str, Query(pattern=SERIES_PATTERN, max_length=220)]
 SPAN_PATTERN: Final = r"^[0-9]{0,9}:[0-9]{0,9}$"
 Span: TypeAlias = Annotated[

@@ -46,7 +46,7 @@ def show_session(parts: Parts, request: Request) -> Session:
     return Session(required=parts.access.required, authenticated=is_authenticated(parts.access, request))
 
 
-@router.post("/session", status_code=204, responses=documented(401, 403, 429))
+@router.post("/session", status_code=204, responses=documented(400, 401, 403, 413, 429))
 def log_in(parts: Parts, request: Request, login: Login) -> Response:
     """Log in with the token: sets a cookie that scripts cannot read. Five wrong guesses cost a minute."""
     if not same_origin(request):

@@ -33,10 +33,9 @@ def _followed(parts: Parts, run: _Runs = []) -> list[str]:  # noqa: B006 - FastA
     if parts.live.full:
         raise HTTPException(429, "too many live streams are open; close one.", {"Retry-After": "10"})
     runs = list(dict.fromkeys(run))
-    if runs:
-        with parts.reader.connect() as connection:
-            for each in runs:
-                find_run(connection, each)
+    with parts.reader.connect() as connection:
+        for each in runs:
+            find_run(connection, each)
     return runs
 
 
