@@ -101,9 +101,11 @@ export class LiveFeed {
   /** Opens the stream again after a while, from the last message on: the server goes on from there. */
   private failed(source: EventSource): void {
     if (source !== this.source) return;
+    const refused = !this.opened && this.state !== "reconnecting";
     this.stop();
-    this.to("reconnecting");
-    get(api("info")).catch(() => {}); // Whether a login is asked for by now: a stream does not tell.
+    if (!refused) this.to("reconnecting");
+    // A stream does not tell why it failed: ask whether the server is away, or a login needed by now.
+    get(api("info")).catch(() => this.source === null && this.to("reconnecting"));
     this.timer = window.setTimeout(() => this.open(), this.retry);
     this.retry = Math.min(2 * this.retry, RETRY_LAST);
   }

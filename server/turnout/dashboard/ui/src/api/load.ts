@@ -10,7 +10,10 @@ export interface Loaded<T> {
   reload: () => void;
 }
 
-/** Loads `url` (nothing when null) and again on `reload`, at most every `every` milliseconds. */
+/**
+ * Loads `url` (nothing when null) and again on `reload`, at most every `every` milliseconds. A reload waits for a
+ * load under way: on a slow server one that were cut off by the next would never end.
+ */
 export function useLoad<T>(url: string | null, every = 0): Loaded<T> {
   const [state, setState] = useState<{ url: string | null; data: T | null; error: ApiError | null }>({
     url: null,
@@ -21,12 +24,18 @@ export function useLoad<T>(url: string | null, every = 0): Loaded<T> {
   const [turn, setTurn] = useState(0);
   const waiting = useRef<number | null>(null);
   const last = useRef(0);
+  const busy = useRef(false);
+  const again = useRef(false);
+
+  const newest = useRef(() => {});
 
   useEffect(() => {
     if (url == null) return;
     const abort = new AbortController();
     last.current = performance.now();
     setLoading(true);
+    busy.current = true;
+    again.current = false;
     get<T>(url, abort.signal)
       .then((data) => setState({ url, data, error: null }))
       .catch((error: unknown) => {
@@ -35,7 +44,10 @@ export function useLoad<T>(url: string | null, every = 0): Loaded<T> {
         setState((old) => ({ url, data: old.data, error: told }));
       })
       .finally(() => {
-        if (!abort.signal.aborted) setLoading(false);
+        if (abort.signal.aborted) return;
+        setLoading(false);
+        busy.current = false;
+        if (again.current) newest.current();
       });
     return () => abort.abort();
   }, [url, turn]);
@@ -43,7 +55,8 @@ export function useLoad<T>(url: string | null, every = 0): Loaded<T> {
   useEffect(() => () => clearTimeout(waiting.current ?? undefined), []);
 
   const reload = useCallback(() => {
-    if (waiting.current != null) return;
+    if (busy.current) again.current = true;
+    if (busy.current || waiting.current != null) return;
     const rest = Math.max(0, every - (performance.now() - last.current));
     waiting.current = window.setTimeout(() => {
       waiting.current = null;
@@ -51,5 +64,6 @@ export function useLoad<T>(url: string | null, every = 0): Loaded<T> {
     }, rest);
   }, [every]);
 
+  newest.current = reload;
   return { data: state.data, error: state.error, loading, reload };
 }

@@ -28,11 +28,14 @@ export function usePages<Row>(name: string, url: (limit: number, offset: number)
   const [, redraw] = useState(0);
   const abort = useRef(new AbortController());
   const timer = useRef<number | null>(null);
+  const flying = useRef(0);
+  const due = useRef(false);
 
   const load = (page: number): void => {
     const { signal } = abort.current;
     asked.current.add(page);
-    get<Page<Row>>(url(SIZE, page * SIZE), signal).then(
+    flying.current += 1;
+    get<Page<Row>>(url(SIZE, page * SIZE), signal).finally(() => landed(signal)).then(
       (answer) => {
         pages.current.set(page, answer.items);
         setTotal(answer.total);
@@ -45,21 +48,39 @@ export function usePages<Row>(name: string, url: (limit: number, offset: number)
       },
     );
   };
+  /** A reload that was asked for meanwhile comes after the last page under way. */
+  const landed = (signal: AbortSignal): void => {
+    if (signal.aborted) return;
+    flying.current -= 1;
+    if (flying.current > 0 || !due.current) return;
+    due.current = false;
+    reload();
+  };
   const want = (first: number, last: number): void => {
     sight.current = [first, last];
     for (let page = Math.floor(first / SIZE); page * SIZE <= last; page += 1) if (!asked.current.has(page)) load(page);
   };
   /** Loads what is in sight again; the rest when it comes into sight. The old rows stay on show meanwhile. */
   const again = (): void => {
-    abort.current.abort();
-    abort.current = new AbortController();
     asked.current.clear();
     want(...sight.current);
   };
+  const reload = useCallback(() => {
+    if (flying.current > 0) {
+      due.current = true;
+      return;
+    }
+    timer.current ??= window.setTimeout(() => {
+      timer.current = null;
+      newest.current();
+    }, every);
+  }, [every]);
   const newest = useRef(again);
   newest.current = again;
 
   useEffect(() => {
+    abort.current = new AbortController();
+    flying.current = 0;
     pages.current.clear();
     sight.current = [0, 0];
     newest.current();
@@ -67,12 +88,6 @@ export function usePages<Row>(name: string, url: (limit: number, offset: number)
   }, [name]);
   useEffect(() => () => clearTimeout(timer.current ?? undefined), []);
 
-  const reload = useCallback(() => {
-    timer.current ??= window.setTimeout(() => {
-      timer.current = null;
-      newest.current();
-    }, every);
-  }, [every]);
   const row = (index: number): Row | null => pages.current.get(Math.floor(index / SIZE))?.[index % SIZE] ?? null;
   return { total, error, row, want, reload };
 }

@@ -64,7 +64,7 @@ export function Chart(props: ChartProps) {
       onCursor: setCursor,
     });
     plot.current = new uPlot(options, plotData(x, shown, log, stack), box.current);
-    fit(plot.current, x, zoom);
+    fit(plot.current, x, zoom, stack);
     return () => {
       plot.current?.destroy();
       plot.current = null;
@@ -78,7 +78,7 @@ export function Chart(props: ChartProps) {
   useEffect(() => {
     if (!plot.current) return;
     plot.current.setData(plotData(x, shown, log, stack), false);
-    fit(plot.current, x, zoom);
+    fit(plot.current, x, zoom, stack);
   }, [x, lines, off, zoom?.[0], zoom?.[1]]);
 
   const keys = (event: KeyboardEvent) => {
@@ -136,8 +136,10 @@ export function Chart(props: ChartProps) {
   );
 }
 
-function fit(plot: uPlot, x: readonly number[], zoom: [number, number] | null): void {
-  const [low, high] = zoom ?? [x[0] ?? 0, x.at(-1) ?? 1];
+/** Shows `zoom`, or everything; a bar needs half a round more on each side. */
+function fit(plot: uPlot, x: readonly number[], zoom: [number, number] | null, stack: boolean): void {
+  const room = stack ? 0.5 : 0;
+  const [low, high] = zoom ?? [(x[0] ?? 0) - room, (x.at(-1) ?? 1) + room];
   plot.setScale("x", { min: low, max: high > low ? high : low + 1 });
 }
 

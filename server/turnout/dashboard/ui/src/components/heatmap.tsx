@@ -40,7 +40,16 @@ export function HeatMap({ run, totals, order, view, onView, onOpen, compact = fa
   const width = Math.max(0, useWidth(box) - GUTTER - EDGE);
   const height = Math.round(Math.min(compact ? 180 : 460, Math.max(96, totals.clients * 14)));
   const now = useMemo(() => dragged ?? (view ? clamped(view, totals) : whole(totals)), [dragged, view, totals]);
-  const { image, version } = useHeatImage({ run, order, totals, view: now, width, height, colours });
+  const { image, version } = useHeatImage({
+    run,
+    order,
+    totals,
+    view: now,
+    follow: view == null && dragged == null,
+    width,
+    height,
+    colours,
+  });
   const show = (next: View) => onView(isWhole(next, totals) ? null : next);
 
   useEffect(() => {

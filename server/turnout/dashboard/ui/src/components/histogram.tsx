@@ -17,6 +17,7 @@ export function Histogram({ title, bins, format, mark }: Props) {
   const most = Math.max(1, ...bins.map((bin) => bin.count));
   const [low, high] = [bins[0]?.low ?? 0, bins.at(-1)?.high ?? 1];
   const at = (value: number) => ((value - low) / (high - low || 1)) * WIDTH;
+  const late = mark != null && at(mark) > 0.75 * WIDTH;
   const step = WIDTH / Math.max(1, bins.length);
   const told = bins.filter((bin) => bin.count > 0).map((bin) => `${count(bin.count)} from ${format(bin.low)} to ${format(bin.high)}`);
   return (
@@ -45,7 +46,7 @@ export function Histogram({ title, bins, format, mark }: Props) {
         {mark != null && (
           <g>
             <line class="mark" x1={at(mark)} x2={at(mark)} y1="0" y2={HEIGHT} />
-            <text x={at(mark) + 4} y="10">
+            <text x={at(mark) + (late ? -4 : 4)} y="10" text-anchor={late ? "end" : "start"}>
               worst tenth
             </text>
           </g>

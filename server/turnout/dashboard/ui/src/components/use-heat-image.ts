@@ -1,7 +1,6 @@
 /** Keeps an image of at least what is shown: loads what is missing, and of new rounds only these. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { ParticipationLayout } from "../api/client";
 import type { RowOrder } from "../api/participation";
 import { loadParticipation } from "../api/participation";
 import { HeatImage } from "../lib/heat-image";
@@ -14,6 +13,8 @@ interface Wanted {
   order: RowOrder;
   totals: Totals;
   view: View;
+  /** Whether the view is all there is, and grows with it. */
+  follow: boolean;
   width: number;
   height: number;
   colours: Palette;
@@ -21,54 +22,75 @@ interface Wanted {
 
 const SETTLE = 60;
 const LIVE_EVERY = 2_000;
+const RETRY_AFTER = 3_000;
 
 interface Held {
   key: string;
   image: HeatImage;
-  /** What it was made of, to paint it again in other colours. */
-  layout: ParticipationLayout;
-  bytes: Uint8Array;
+}
+
+/** One load under way, and what it is for. */
+interface Pending {
+  abort: AbortController;
+  place: string;
 }
 
 export function useHeatImage(want: Wanted): { image: HeatImage | null; version: number } {
-  const { run, order, totals, view, width, height, colours } = want;
+  const { run, order, totals, view, follow, width, height, colours } = want;
   const held = useRef<Held | null>(null);
+  const pending = useRef<Pending | null>(null);
   const loadedAt = useRef(0);
   const [version, setVersion] = useState(0);
   const key = `${run} ${order} ${colours.background}`;
+  const window = follow ? "all" : `${view.top}:${view.bottom},${view.first}:${view.last}`;
+  const place = `${key} ${window} ${width}x${height}`;
 
   useEffect(() => {
     if (width === 0 || totals.clients === 0 || totals.rounds === 0) return;
-    const abort = new AbortController();
+    // A load for the same place goes on when rounds are added meanwhile; these are looked at after it.
+    if (pending.current?.place === place) return;
+    pending.current?.abort.abort();
+    pending.current = null;
     const step = nextStep(held.current, key, want);
     if (!step) return;
+    const abort = new AbortController();
+    pending.current = { abort, place };
     const quiet = step.live ? Math.max(SETTLE, LIVE_EVERY - (performance.now() - loadedAt.current)) : SETTLE;
-    const timer = setTimeout(() => void load(step.request, step.append), held.current?.key === key ? quiet : 0);
+    const timer = setTimeout(() => void load(step, abort.signal), held.current?.key === key ? quiet : 0);
+    abort.signal.addEventListener("abort", () => clearTimeout(timer));
+  }, [place, totals.clients, totals.rounds, version]);
+  useEffect(() => () => pending.current?.abort.abort(), []);
 
-    async function load(request: Request, append: boolean): Promise<void> {
-      try {
-        const { layout, bytes } = await loadParticipation(run, order, request, abort.signal);
-        if (abort.signal.aborted) return;
-        loadedAt.current = performance.now();
-        const old = held.current;
-        if (append && old && old.key === key && old.image.continues(layout)) old.image.append(layout, bytes);
-        else held.current = { key, image: new HeatImage(layout, bytes, colours), layout, bytes };
-        setVersion((now) => now + 1);
-      } catch {
-        // The banner tells that the server is away; the next change tries again.
-      }
+  async function load({ request, append }: Step, signal: AbortSignal): Promise<void> {
+    try {
+      const { layout, bytes } = await loadParticipation(run, order, request, signal);
+      if (signal.aborted) return;
+      loadedAt.current = performance.now();
+      const old = held.current;
+      if (append && old?.key === key && old.image.continues(layout)) old.image.append(layout, bytes);
+      else held.current = { key, image: new HeatImage(layout, bytes, colours) };
+    } catch {
+      // The banner tells that the server is away.
+      await new Promise((done) => setTimeout(done, RETRY_AFTER));
     }
-    return () => {
-      clearTimeout(timer);
-      abort.abort();
-    };
-  }, [key, view.top, view.bottom, view.first, view.last, totals.clients, totals.rounds, width > 0, width, height]);
+    if (signal.aborted) return;
+    pending.current = null;
+    setVersion((now) => now + 1);
+  }
 
   return { image: held.current?.key.startsWith(`${run} ${order} `) ? held.current.image : null, version };
 }
 
+interface Step {
+  request: Request;
+  /** Only rounds that are new, to be added to what is there. */
+  append: boolean;
+  /** Not urgent: what is shown lacks only the newest rounds. */
+  live: boolean;
+}
+
 /** What to load next: everything wanted, or only the rounds that came since. */
-function nextStep(held: Held | null, key: string, want: Wanted): { request: Request; append: boolean; live: boolean } | null {
+function nextStep(held: Held | null, key: string, want: Wanted): Step | null {
   const { totals, view, width, height, order } = want;
   const all = { request: wanted(view, totals, width, height), append: false, live: false };
   if (held?.key !== key) return all;

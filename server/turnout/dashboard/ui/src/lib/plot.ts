@@ -86,13 +86,18 @@ function drawnLine(line: Line, index: number, { colours, stack, join }: PlotOpti
     label: line.label,
     stroke: colour,
     width: stack ? 1 : 1.75,
-    ...(stack ? { fill: colour, paths: steps } : { dash }),
+    ...(stack ? { fill: colour, paths: columns } : { dash }),
     points: stack ? { show: false } : { size: 5 },
     spanGaps: join,
   };
 }
 
-const steps: uPlot.Series.PathBuilder = (...parts) => uPlot.paths.stepped?.({ align: -1 })(...parts) ?? null;
+/** Bars while there is one per round and room for it, a filled outline beyond. */
+const MOST_BARS = 600;
+const bars = uPlot.paths.bars?.({ size: [0.94, Infinity] });
+const outline = uPlot.paths.stepped?.({ align: 1 });
+const columns: uPlot.Series.PathBuilder = (plot, ...rest) =>
+  (plot.data[0].length <= MOST_BARS ? bars : outline)?.(plot, ...rest) ?? null;
 
 /** A tick without the decimals that say nothing: 80 % rather than 80.0 %. */
 function short(text: string): string {

@@ -1,5 +1,6 @@
 /** What an experiment file can name: strategies, local updates and all else that is registered. */
 
+import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import type { MethodList } from "../api/client";
 import { api } from "../api/client";
@@ -7,6 +8,16 @@ import { useLoad } from "../api/load";
 import { Pending } from "../components/parts";
 import { plain, plural } from "../lib/format";
 import { set } from "../router";
+
+/** Kinds in the order in which one chooses; others follow. */
+const FIRST = ["strategy", "local-update", "participation", "partitioner", "task"];
+
+/** Text in which ``pieces`` are code, as docstrings have it. */
+function withCode(text: string): ComponentChildren[] {
+  return plain(text)
+    .split("``")
+    .map((piece, index) => (index % 2 === 1 ? <code key={index}>{piece}</code> : piece));
+}
 
 export function MethodsPage({ query }: { query: URLSearchParams }) {
   const methods = useLoad<MethodList>(api("methods"));
@@ -19,7 +30,8 @@ export function MethodsPage({ query }: { query: URLSearchParams }) {
     const text = `${method.slug} ${method.kind} ${method.paper ?? ""} ${method.summary}`.toLowerCase();
     return (!kind || method.kind === kind) && words.every((word) => text.includes(word));
   });
-  const kinds = [...new Set(shown.map((method) => method.kind))];
+  const rank = (one: string) => FIRST.indexOf(one) + 1 || FIRST.length + 1;
+  const kinds = [...new Set(shown.map((method) => method.kind))].sort((a, b) => rank(a) - rank(b));
   return (
     <>
       <h1 tabIndex={-1}>Methods</h1>
@@ -55,7 +67,7 @@ export function MethodsPage({ query }: { query: URLSearchParams }) {
               .map((method) => (
                 <li key={method.slug}>
                   <code>{method.slug}</code>
-                  <span>{plain(method.summary)}</span>
+                  <span>{withCode(method.summary)}</span>
                   {method.url && (
                     <a href={method.url} target="_blank" rel="noopener noreferrer">
                       {method.paper ? `arXiv ${method.paper}` : "paper"}

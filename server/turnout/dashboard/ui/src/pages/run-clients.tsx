@@ -87,11 +87,11 @@ function columnsOf(run: string, clients: number): TableColumn<ClientSummary>[] {
     { key: "accuracy", words: "Accuracy", sort: "accuracy", numeric, cell: (row) => percent(row.accuracy) },
     { key: "seconds", words: "Training", sort: "train-seconds", numeric, about: "Mean over its replies.", cell: (row) => seconds(row.train_seconds) },
     { key: "speed", words: "Examples/s", sort: "samples-per-second", numeric, cell: (row) => count(row.samples_per_second) },
+    { key: "norm", words: "Update norm", sort: "update-norm", numeric, cell: (row) => number(row.update_norm) },
     { key: "device", words: "Device", cell: (row) => (row.device ? <Name text={row.device} /> : UNKNOWN) },
     { key: "memory", words: "Memory", sort: "memory-bytes", numeric, cell: (row) => bytes(row.memory_bytes) },
     { key: "gpu-memory", words: "GPU memory", sort: "gpu-memory-bytes", numeric, cell: (row) => bytes(row.gpu_memory_bytes) },
     { key: "gpu", words: "GPU use", sort: "gpu-utilization", numeric, cell: (row) => percent(row.gpu_utilization, 0) },
-    { key: "norm", words: "Update norm", sort: "update-norm", numeric, cell: (row) => number(row.update_norm) },
   ];
 }
 

@@ -64,7 +64,7 @@ export function RunRounds({ run, query }: TabProps) {
         />
       ) : (
         <Section id="bytes" title="Model bytes of a round">
-          <p class="empty">Nothing travels in a simulation, so no bytes were counted. A run of `turnout server` has them.</p>
+          <p class="empty">Nothing travels in a simulation, so no bytes were counted. A run of <code>turnout server</code> has them.</p>
         </Section>
       )}
     </div>
