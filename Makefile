@@ -82,6 +82,7 @@ reproduce: $(READY)
 bench: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/participation.py
+	$(BIN)/python benchmarks/dashboard_api.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)

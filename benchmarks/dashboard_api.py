@@ -18,14 +18,14 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from dashboard_store import Shape, fill
 
+from dashboard_store import Shape, fill
 from turnout.dashboard import Dashboard, DashboardOptions
 
 BIG = Shape(rounds=5_000, clients=1_000, participation=0.2, series=200)
 SMALL_RUNS = 100
 # What the list and the run page ask for when they open, then the rest.
-LIST = ("runs?limit=50", "methods")
+LIST = ("runs?limit=50",)
 PAGE = (
     "runs/{run}",
     "runs/{run}/series?name=evaluate/accuracy&name=evaluate/loss&name=train/train-loss&name=round/participants",
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="where the store is, or is made; kept")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=BIG.rounds)
+    parser.add_argument("--small-runs", type=int, default=SMALL_RUNS)
     arguments = parser.parse_args()
     shape = Shape(arguments.rounds, BIG.clients, BIG.participation, BIG.series)
     with tempfile.TemporaryDirectory() as temporary:
@@ -63,19 +64,20 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "turnout.sqlite").exists():
             began = time.perf_counter()
-            fill(folder, shape, SMALL_RUNS)
+            fill(folder, shape, arguments.small_runs)
             print(f"made the store in {time.perf_counter() - began:.1f} s")
         size = (folder / "turnout.sqlite").stat().st_size
-        print(f"store: {size / 1e6:.0f} MB, {shape.rounds} rounds x {shape.clients} clients, {shape.series} series")
+        of = f"{shape.rounds} rounds x {shape.clients} clients, {shape.series} series"
+        print(f"store: {size / 1e6:.0f} MB, {of}")
         measure(folder, arguments.repeats)
 
 
 def measure(folder: Path, repeats: int) -> None:
     options = DashboardOptions(port=0)
-    with Dashboard(folder, options, catalogue=lambda: []) as served:
+    with Dashboard(folder, options, catalogue=list) as served:
         print(f"{'':<74} {'first':>8} {'p50':>8} {'p95':>8} {'bytes':>9} {'gzip':>8}")
         opened = 0.0
-        for group in (LIST[:1], PAGE, REST):
+        for group in (LIST, PAGE, REST):
             for path in group:
                 url = f"{served.url}api/v1/{path.format(run='b1900001')}"
                 first, size = _get(url)

@@ -90,8 +90,8 @@ def _add_rounds(
         counts = [outcomes.count(outcome) for outcome in ("ok", "failed", "rejected", "missing")]
         connection.execute(
             "INSERT INTO rounds (run_id, round, invited, participants, failed, rejected, missing,"
-            " select_seconds, train_seconds, fold_seconds, finish_seconds, evaluate_seconds, committed_at, sent_bytes,"
-            " received_bytes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " select_seconds, train_seconds, fold_seconds, finish_seconds, evaluate_seconds, committed_at,"
+            " sent_bytes, received_bytes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (run, number, len(cohort), *counts, 0.01, 0.7, 0.1, 0.05, 0.2,
              _text(began + timedelta(seconds=number)), 40_000 * len(cohort), 40_000 * counts[0]),
         )  # fmt: skip

@@ -32,7 +32,7 @@ def schemathesis(served: Dashboard, config: Path, *options: str) -> None:
             "unsupported_method", "--request-timeout", "3", "--suppress-health-check", "all", "--seed", "1",
             *options,
         ],
-        capture_output=True, text=True, timeout=170,
+        capture_output=True, text=True, timeout=170, cwd=config.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-1_000:]
 
