@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,16 +89,24 @@ def test_without_npm_an_editable_install_goes_on_and_a_wheel_does_not(
         hook.initialize("standard", {"artifacts": []})
 
 
-def test_the_wheel_has_the_page_and_its_licences(built: Path, tmp_path: Path) -> None:
-    options = ("-q", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path))
-    command = [sys.executable, "-m", "pip", "wheel", *options, str(REPOSITORY)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+def test_a_wheel_from_the_sdist_has_the_page_and_its_licences_without_node(
+    built: Path, tmp_path: Path
+) -> None:
+    def run(*words: str) -> None:
+        command = [sys.executable, "-m", *words]
+        environment = {**os.environ, "PATH": str(Path(sys.executable).parent)}  # Where no Node is.
+        subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, capture_output=True, timeout=120)
+
+    run("hatchling", "build", "-t", "sdist", "-d", str(tmp_path))
+    [sdist] = tmp_path.glob("*.tar.gz")
+    run("pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(sdist))
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         licences = archive.read("turnout/dashboard/static/THIRD_PARTY_LICENSES.txt").decode()
     inside = {f"turnout/dashboard/static/{path.relative_to(built).as_posix()}" for path in built.rglob("*.*")}
     assert {name for name in inside if Path(name).suffix} <= names
+    assert "turnout/wire/__init__.py" in names
     assert not [name for name in names if "/ui/" in name or "node_modules" in name]
     for package in ("preact", "uplot"):
         version = json.loads((UI / "package.json").read_text())["dependencies"][package]
