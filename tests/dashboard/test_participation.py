@@ -106,7 +106,7 @@ def test_an_overview_says_share_and_worst_outcome(
         generation=0, rounds_done=rounds, clients=np.arange(clients, dtype=np.uint64),
         round=(number + 1).astype(np.int32), client=client.astype(np.int32),
         outcome=matrix[client, number].astype(np.uint8), role=np.zeros(len(client), np.uint8),
-        weight=np.ones(len(client), np.float32), roles=(),
+        roles=(),
     )  # fmt: skip
     places = np.arange(clients, dtype=np.int32)
     exact = np.frombuffer(_exact(activity, places, clients, rounds, 1), np.uint8)
@@ -137,11 +137,12 @@ def test_a_run_that_grows_and_is_rewound(tmp_path: Path) -> None:
         fleets = Fleets(reader)
 
         def cells() -> list[list[int]]:
-            layout, body = participation(
+            matrix = participation(
                 reader, fleets.activities, run, Window(), most_rows=100, most_columns=100, order="client",
                 descending=False,
             )  # fmt: skip
-            return np.frombuffer(body, np.uint8).reshape(layout.rows, layout.columns).tolist()
+            shape = matrix.layout.rows, matrix.layout.columns
+            return np.frombuffer(matrix.body(), np.uint8).reshape(shape).tolist()
 
         assert cells() == []
         commit(store, run, 1, {0: "ok", 2: "failed"})
@@ -172,13 +173,13 @@ def test_a_thousand_rounds_are_read_in_two_halves(tmp_path: Path) -> None:
         reader = StoreReader(tmp_path)
         with reader.connect() as connection:
             fleet = Fleets(reader).of(connection, run)
-        layout, body = participation(
+        found = participation(
             reader, Fleets(reader).activities, run, Window(), most_rows=10, most_columns=2_000,
             order="client", descending=False,
         )  # fmt: skip
         reader.close()
-    found = np.frombuffer(body, np.uint8).reshape(layout.rows, layout.columns)
-    assert (found & 15 == matrix).all()
+    cells = np.frombuffer(found.body(), np.uint8).reshape(found.layout.rows, found.layout.columns)
+    assert (cells & 15 == matrix).all()
     assert (fleet.numbers.seen == (matrix == OK).sum(axis=1)).all()
     for client in range(5):
         came = np.flatnonzero(matrix[client] == OK) + 1

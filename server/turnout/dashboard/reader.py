@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -17,7 +18,10 @@ from turnout.server.database import open_reader, sqlite_path, store_url
 from turnout.server.errors import StoreError
 from turnout.server.schema import SCHEMA_REVISION
 
+T = TypeVar("T")
+
 _REMEMBERED: Final = 4_096
+_SPLIT_ROUNDS: Final = 1_000
 
 
 class StoreReader:
@@ -68,6 +72,29 @@ class StoreReader:
             raise StoreError(
                 f"run store ({self.name}) has schema {revision!r} by now; start the dashboard again."
             )
+
+    def in_halves(
+        self,
+        connection: Connection,
+        after: int,
+        last: int,
+        read: Callable[[Connection, int, int], list[T]],
+    ) -> list[T]:
+        """Return what ``read`` finds in the rounds after ``after`` to ``last``.
+
+        Of many rounds one half is read on a thread of its own: SQLite lets go of Python while it works.
+        """
+        if last - after < _SPLIT_ROUNDS:
+            return read(connection, after, last)
+        middle = (after + last) // 2
+
+        def second_half() -> list[T]:
+            with self.connect() as other:
+                return read(other, middle, last)
+
+        with ThreadPoolExecutor(1) as thread:
+            rest = thread.submit(second_half)
+            return read(connection, after, middle) + rest.result()
 
     def data_version(self) -> tuple[object, int]:
         """Return what differs after every commit to the SQLite file; asked of one connection, kept for it."""

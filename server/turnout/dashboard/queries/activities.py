@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,12 +14,12 @@ from turnout.dashboard.memo import Memo
 from turnout.dashboard.queries.activity import Activity, Columns, packed
 from turnout.dashboard.queries.client_numbers import ClientNumbers, client_numbers
 from turnout.dashboard.queries.runs import rounds_done
+from turnout.dashboard.queries.weights import Weights
 from turnout.dashboard.reader import StoreReader
 from turnout.server.schema import ClientRow, EventRow
 from turnout.wire import NDArray
 
 _KEPT_RUNS: Final = 8
-_SPLIT_ROUNDS: Final = 1_000
 _KEPT_INVITATIONS: Final = 10_000_000
 
 
@@ -39,6 +38,7 @@ class Activities:
         self._loading: dict[str, threading.Lock] = {}
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._numbers = Memo(_KEPT_RUNS)
+        self._weights = Weights(reader)
 
     def of(self, connection: Connection, run: Row[Any]) -> Activity:
         """Return the activity of ``run`` as ``connection`` sees it now."""
@@ -47,16 +47,21 @@ class Activities:
         with loading:
             return self._load(connection, run)
 
-    def numbers(self, run: Row[Any], activity: Activity) -> ClientNumbers:
+    def numbers(self, connection: Connection, run: str, activity: Activity) -> ClientNumbers:
         """Return the numbers of the clients of ``activity``."""
         version = activity.generation, activity.rounds_done, len(activity.clients)
-        return self._numbers.get(run.id, version, lambda: client_numbers(activity))
+
+        def compute() -> ClientNumbers:
+            return client_numbers(activity, self._weights.of(connection, run, activity))
+
+        return self._numbers.get(run, version, compute)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._known.clear()
         self._numbers.clear()
+        self._weights.clear()
 
     def _load(self, connection: Connection, run: Row[Any]) -> Activity:
         done, generation = rounds_done(connection, run.id), _generation(connection, run.id)
@@ -66,7 +71,8 @@ class Activities:
             known = None
         columns = known.columns if known is not None else Columns()
         if columns.last < done:
-            columns = columns.extended(self._rows(connection, run.id, columns.last, done), done)
+            rows = self._reader.in_halves(connection, columns.last, done, lambda *span: packed(run.id, *span))
+            columns = columns.extended(rows, done)
         clients = _all_clients(connection, run, columns)
         if (
             known is not None
@@ -82,20 +88,6 @@ class Activities:
                 self._known.move_to_end(run.id)
                 self._forget()
         return activity
-
-    def _rows(self, connection: Connection, run: str, after: int, last: int) -> list[Row[Any]]:
-        """Return the `packed` rows; of a long run one half is read on a thread of its own."""
-        if last - after < _SPLIT_ROUNDS:
-            return list(packed(connection, run, after, last))
-        middle = (after + last) // 2
-
-        def second_half() -> list[Row[Any]]:
-            with self._reader.connect() as other:
-                return list(packed(other, run, middle, last))
-
-        with ThreadPoolExecutor(1) as thread:
-            rest = thread.submit(second_half)
-            return [*packed(connection, run, after, middle), *rest.result()]
 
     def _is_current(self, run: str, generation: int) -> bool:
         with self._reader.connect() as connection:

@@ -12,20 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Double,
-    Row,
-    Text,
-    and_,
-    bindparam,
-    case,
-    cast,
-    func,
-    literal_column,
-    select,
-)
+from sqlalchemy import Connection, Row, Text, bindparam, cast, func, select
 
 from turnout.server.history import OUTCOMES
 from turnout.server.schema import ClientRoundRow
@@ -36,16 +23,25 @@ FAILED: Final = OUTCOMES.index("failed")
 REJECTED: Final = OUTCOMES.index("rejected")
 MISSING: Final = OUTCOMES.index("missing")
 
-_WEIGHT_SCALE: Final = 1e12
-_LARGEST_WEIGHT: Final = 9e6
 _MOST_ROLES: Final = 15
+_GROUPS: Final = (ClientRoundRow.round, ClientRoundRow.outcome, ClientRoundRow.role)
+_PACKED: Final = (
+    select(*_GROUPS, func.aggregate_strings(cast(ClientRoundRow.client, Text), ",").label("clients"))
+    .where(
+        ClientRoundRow.run_id == bindparam("run"),
+        ClientRoundRow.round > bindparam("after"),
+        ClientRoundRow.round <= bindparam("last"),
+    )
+    .group_by(*_GROUPS)
+    .order_by(*_GROUPS)
+)
 _COUNTED_IDS: Final = 1 << 22
 
 
 @dataclass(frozen=True)
 class Activity:
     """One entry per invitation, by round: ``round``, ``client`` (its index in ``clients``), ``outcome`` (see
-    `OUTCOMES`), ``role`` (index into ``roles`` plus one; 0 for roles beyond the fifteenth) and ``weight``.
+    `OUTCOMES`) and ``role`` (index into ``roles`` plus one; 0 for roles beyond the fifteenth).
 
     ``clients`` has all ids in ascending order: 0 to N-1, or those that were ever seen. ``generation``
     changes when rounds are dropped and computed again: it is the last resumption's event.
@@ -58,7 +54,6 @@ class Activity:
     client: NDArray
     outcome: NDArray
     role: NDArray
-    weight: NDArray
     roles: tuple[str, ...]
 
     def index_of(self, client: int) -> int | None:
@@ -79,7 +74,6 @@ class Columns:
     outcome: NDArray = field(default_factory=partial(np.empty, 0, np.uint8))
     role: NDArray = field(default_factory=partial(np.empty, 0, np.uint8))
     seen: NDArray = field(default_factory=partial(np.empty, 0, np.uint64))
-    weight: NDArray = field(default_factory=partial(np.empty, 0, np.float32))
     roles: tuple[str, ...] = ()
 
     def extended(self, rows: Sequence[Row[Any]], last: int) -> Columns:
@@ -90,7 +84,6 @@ class Columns:
                 roles.append(row.role)
         counts = np.array([row.clients.count(",") + 1 for row in rows], dtype=np.int64)
         ids = _numbers([row.clients for row in rows])
-        weights = _numbers([row.weights for row in rows])
 
         def spread(values: list[int], kind: type[np.generic]) -> NDArray:
             return np.repeat(np.array(values, dtype=kind), counts)
@@ -104,7 +97,6 @@ class Columns:
             seen=np.union1d(self.seen, _distinct(ids.astype(np.uint64))),
             outcome=np.concatenate((self.outcome, spread(outcomes, np.uint8))),
             role=np.concatenate((self.role, spread(numbers, np.uint8))),
-            weight=np.concatenate((self.weight, (weights / _WEIGHT_SCALE).astype(np.float32))),
             roles=tuple(roles),
         )
 
@@ -122,7 +114,6 @@ class Columns:
             client=places.astype(np.int32),
             outcome=self.outcome[:stop],
             role=self.role[:stop],
-            weight=self.weight[:stop],
             roles=self.roles,
         )
 
@@ -134,35 +125,11 @@ def _distinct(ids: NDArray) -> NDArray:
     return np.unique(ids)
 
 
-def packed(connection: Connection, run: str, after: int, last: int) -> Sequence[Row[Any]]:
-    """Return one row per round (after ``after``), outcome and role, with clients and weights as texts."""
-    keys = {"run": run, "after": after, "last": last}
-    return connection.execute(_PACKED, keys).all()
-
-
-def _packed() -> Any:
-    # The constants are written out: as parameters they would be looked up a million times.
-    bound = literal_column(f"{_LARGEST_WEIGHT:f}", Double)
-    scale = literal_column(f"{_WEIGHT_SCALE:f}", Double)
-    weight = ClientRoundRow.weight
-    scaled = case((weight.between(-bound, bound), weight * scale), else_=literal_column("0"))
-    rounds = and_(ClientRoundRow.round > bindparam("after"), ClientRoundRow.round <= bindparam("last"))
-    keys = (ClientRoundRow.round, ClientRoundRow.outcome, ClientRoundRow.role)
-    return (
-        select(
-            *keys,
-            func.aggregate_strings(cast(ClientRoundRow.client, Text), ",").label("clients"),
-            func.aggregate_strings(cast(cast(scaled, BigInteger), Text), ",").label("weights"),
-        )
-        .where(ClientRoundRow.run_id == bindparam("run"), rounds)
-        .group_by(*keys)
-        .order_by(*keys)
-    )
+def packed(run: str, connection: Connection, after: int, last: int) -> list[Row[Any]]:
+    """Return one row per round (after ``after``), outcome and role, with the clients as one text."""
+    return list(connection.execute(_PACKED, {"run": run, "after": after, "last": last}))
 
 
 def _numbers(texts: list[str]) -> NDArray:
     """Return the numbers of comma-separated texts, one text after the other."""
     return np.fromstring(",".join(texts), dtype=np.int64, sep=",") if texts else np.empty(0, np.int64)
-
-
-_PACKED: Final = _packed()

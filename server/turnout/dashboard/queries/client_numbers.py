@@ -32,18 +32,17 @@ class ClientNumbers:
     weight_share: NDArray
 
 
-def client_numbers(activity: Activity) -> ClientNumbers:
-    """Return the numbers of all clients."""
+def client_numbers(activity: Activity, weights: NDArray) -> ClientNumbers:
+    """Return the numbers of all clients; ``weights`` are the sums of theirs."""
     count = len(activity.clients)
 
     def counted(outcome: int) -> NDArray:
         return np.bincount(activity.client[activity.outcome == outcome], minlength=count)
 
     taken = activity.outcome == OK
-    client, weight = activity.client[taken], activity.weight[taken]
+    client = activity.client[taken]
     rounds = activity.round[taken].astype(np.int64)  # As wide as what it is compared with: much faster.
     seen = np.bincount(client, minlength=count)
-    weights = np.bincount(client, weights=weight, minlength=count)
     whole = float(weights.sum())
     last = np.zeros(count, dtype=np.int64)
     np.maximum.at(last, client, rounds)

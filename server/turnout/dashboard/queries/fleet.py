@@ -75,7 +75,7 @@ class Fleets:
         """Return the clients of ``run``. Raises `UnknownRun`."""
         row = find_run(connection, run)
         activity = self.activities.of(connection, row)
-        numbers = self.activities.numbers(row, activity)
+        numbers = self.activities.numbers(connection, run, activity)
         replies = self._replies.of(connection, run, activity.generation, numbers)
         members = connection.execute(select(ClientRow.__table__).where(ClientRow.run_id == run))
         return Fleet(row, activity, numbers, replies, {member.client: member for member in members})

@@ -33,6 +33,24 @@ class Window:
     last_client: int | None = None
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A window of the matrix: how it is laid out, and what its bytes are made of."""
+
+    layout: ParticipationLayout
+    activity: Activity
+    places: NDArray
+    rows: int
+    columns: int
+
+    def body(self) -> bytes:
+        """Return the bytes that ``layout`` describes."""
+        if self.layout.planes == 1:
+            return _exact(self.activity, self.places, self.rows, self.columns, self.layout.first_round)
+        steps = self.layout.row_step, self.layout.column_step
+        return _overview(self.activity, self.places, self.rows, self.columns, self.layout.first_round, *steps)
+
+
 def participation(
     reader: StoreReader,
     activities: Activities,
@@ -43,12 +61,14 @@ def participation(
     most_columns: int,
     order: RowOrder,
     descending: bool,
-) -> tuple[ParticipationLayout, bytes]:
-    """Return a window's layout and bytes. Raises `UnknownRun`."""
+) -> Matrix:
+    """Return a window of a run's matrix. Raises `UnknownRun`."""
     with reader.connect() as connection:
-        row = find_run(connection, run)
-        activity = activities.of(connection, row)
-    ranked = _ranked(activities.numbers(row, activity), order, descending)
+        activity = activities.of(connection, find_run(connection, run))
+        keys = np.arange(len(activity.clients))
+        if order != "client":
+            keys = _keys(activities.numbers(connection, run, activity), order)
+    ranked = np.argsort(-keys if descending else keys, kind="stable")
     total_rounds, total_clients = activity.rounds_done, len(activity.clients)
     first_round = max(window.first_round, 1)
     last_round = total_rounds if window.last_round is None else min(window.last_round, total_rounds)
@@ -61,15 +81,10 @@ def participation(
     shown = ranked[first : first + rows]
     places = np.full(total_clients, -1, dtype=np.int32)
     places[shown] = np.arange(len(shown), dtype=np.int32)
-    overview = row_step > 1 or column_step > 1
-    if overview:
-        body = _overview(activity, places, rows, columns, first_round, row_step, column_step)
-    else:
-        body = _exact(activity, places, rows, columns, first_round)
     layout = ParticipationLayout(
         rows=-(-rows // row_step),
         columns=-(-columns // column_step),
-        planes=2 if overview else 1,
+        planes=2 if row_step > 1 or column_step > 1 else 1,
         row_step=row_step,
         column_step=column_step,
         first_round=first_round,
@@ -81,20 +96,18 @@ def participation(
         roles=["", *activity.roles],
         clients=[str(client) for client in activity.clients[shown[::row_step]]],
     )
-    return layout, body
+    return Matrix(layout, activity, places, rows, columns)
 
 
-def _ranked(numbers: ClientNumbers, order: RowOrder, descending: bool) -> NDArray:
-    """Return the clients' indices in the order asked for; equal ones by id."""
-    keys = {
-        "client": np.arange(len(numbers.seen)),
+def _keys(numbers: ClientNumbers, order: RowOrder) -> NDArray:
+    """Return what rows are sorted by; equal ones stay in the order of their ids."""
+    return {
         "participation": numbers.seen,
         "last-round": numbers.last_round,
         "weight": np.nan_to_num(numbers.mean_weight),
         "staleness": numbers.staleness,
         "failures": numbers.failed + numbers.rejected + numbers.missing,
     }[order]
-    return np.argsort(-keys if descending else keys, kind="stable")
 
 
 def _inside(

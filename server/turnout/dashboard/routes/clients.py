@@ -14,7 +14,7 @@ from turnout.dashboard.models.rounds import ParticipationLayout
 from turnout.dashboard.queries.attention import attention
 from turnout.dashboard.queries.clients import ClientSort, client_detail, client_page, client_rounds
 from turnout.dashboard.queries.fairness import fairness
-from turnout.dashboard.queries.participation import RowOrder, Window, participation
+from turnout.dashboard.queries.participation import Matrix, RowOrder, Window, participation
 from turnout.dashboard.routes.parameters import After, ClientId, Limit, Offset, Order, RunId, Span, Text, span
 from turnout.dashboard.services import Parts
 
@@ -90,7 +90,7 @@ def _participation(
     order: Order = "asc",
     rows: Annotated[int, Query(ge=1, le=4_000, description="At most so many rows.")] = 2_000,
     columns: Annotated[int, Query(ge=1, le=4_000, description="At most so many columns.")] = 2_000,
-) -> tuple[ParticipationLayout, bytes]:
+) -> Matrix:
     first_round, last_round = span(rounds)
     first_client, last_client = span(clients)
     window = Window(1 if first_round is None else first_round, last_round, first_client or 0, last_client)
@@ -106,7 +106,7 @@ def _participation(
     )
 
 
-_Participation = Annotated[tuple[ParticipationLayout, bytes], Depends(_participation)]
+_Participation = Annotated[Matrix, Depends(_participation)]
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One byte per cell and plane, row by row; the layout is in the header "
@@ -123,12 +123,11 @@ def show_participation(found: _Participation) -> Response:
 
     A window that fits into ``rows`` and ``columns`` is exact; a larger one becomes an overview.
     """
-    layout, body = found
-    header = json.dumps(layout.model_dump(exclude={"clients"}), separators=(",", ":"))
-    return Response(body, media_type="application/octet-stream", headers={"X-Turnout-Layout": header})
+    header = json.dumps(found.layout.model_dump(exclude={"clients"}), separators=(",", ":"))
+    return Response(found.body(), media_type="application/octet-stream", headers={"X-Turnout-Layout": header})
 
 
 @router.get("/runs/{run}/participation/layout", responses=documented(404))
 def show_participation_layout(found: _Participation) -> ParticipationLayout:
     """Say how the bytes for the same parameters are laid out, with the clients' ids."""
-    return found[0]
+    return found.layout
