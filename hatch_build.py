@@ -1,8 +1,8 @@
 """Builds the dashboard's page while the package is built, with the machine's Node or with one from PyPI.
 
-The page is made of ``server/turnout/dashboard/ui`` and ends up in ``static`` beside it: inside wheels and
-sdists, never in git. A digest of the sources in ``static/.sources`` says whether it is still the right one, so
-that a second ``pip install -e .`` and an install from an sdist build nothing and need no Node.
+The page is made of ``server/turnout/dashboard/ui`` and ends up in ``static`` beside it: inside wheels
+and sdists, never in git. A digest of the sources in ``static/.sources`` says whether it is still the right
+one, so that a second ``pip install -e .`` and an install from an sdist build nothing and need no Node.
 """
 
 from __future__ import annotations

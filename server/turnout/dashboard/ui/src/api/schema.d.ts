@@ -912,28 +912,6 @@ export interface components {
             has_right: boolean;
         };
         /**
-         * ErrorBody
-         * @description The body of every answer of 400 and above.
-         */
-        ErrorBody: {
-            error: components["schemas"]["ErrorDetail"];
-        };
-        /**
-         * ErrorDetail
-         * @description What went wrong: a word for programs, a sentence for people.
-         */
-        ErrorDetail: {
-            /**
-             * Code
-             * @enum {string}
-             */
-            code: "bad-request" | "not-logged-in" | "forbidden" | "not-found" | "method-not-allowed" | "too-large" | "invalid" | "too-many" | "internal" | "store-gone";
-            /** Message */
-            message: string;
-            /** Fields */
-            fields?: components["schemas"]["FieldError"][];
-        };
-        /**
          * EventItem
          * @description One thing that happened to a run.
          */
@@ -1064,16 +1042,6 @@ export interface components {
              * @description Every client, or an even sample of 2,000.
              */
             points: components["schemas"]["FairPoint"][];
-        };
-        /**
-         * FieldError
-         * @description What is wrong with one parameter.
-         */
-        FieldError: {
-            /** Field */
-            field: string;
-            /** Message */
-            message: string;
         };
         /**
          * Headline
@@ -1554,6 +1522,38 @@ export interface components {
             received_bytes: number | null;
         };
         /**
+         * ErrorDetail
+         * @description What went wrong: a word for programs, a sentence for people.
+         */
+        ErrorDetail: {
+            /**
+             * Code
+             * @enum {string}
+             */
+            code: "bad-request" | "not-logged-in" | "forbidden" | "not-found" | "method-not-allowed" | "too-large" | "invalid" | "too-many" | "internal" | "store-gone";
+            /** Message */
+            message: string;
+            /** Fields */
+            fields?: components["schemas"]["FieldError"][];
+        };
+        /**
+         * FieldError
+         * @description What is wrong with one parameter.
+         */
+        FieldError: {
+            /** Field */
+            field: string;
+            /** Message */
+            message: string;
+        };
+        /**
+         * ErrorBody
+         * @description The body of every answer of 400 and above.
+         */
+        ErrorBody: {
+            error: components["schemas"]["ErrorDetail"];
+        };
+        /**
          * Hello
          * @description First message of a stream.
          */
@@ -1620,7 +1620,7 @@ export interface components {
              * Reason
              * @enum {string}
              */
-            reason: "shutdown" | "too-many";
+            reason: "shutdown" | "store-gone";
         };
     };
     responses: never;
@@ -3107,7 +3107,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Forbidden */
@@ -3116,7 +3116,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Not Found */
@@ -3125,7 +3125,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Unprocessable Entity */
@@ -3134,7 +3134,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Too Many Requests */
@@ -3143,7 +3143,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Service Unavailable */
@@ -3152,7 +3152,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -3271,6 +3271,15 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
             /** @description Unauthorized */
             401: {
                 headers: {
@@ -3282,6 +3291,15 @@ export interface operations {
             };
             /** @description Forbidden */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3409,7 +3427,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/plain": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
             /** @description Service Unavailable */
@@ -3418,7 +3436,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/plain": components["schemas"]["ErrorBody"];
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };

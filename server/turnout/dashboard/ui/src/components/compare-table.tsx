@@ -31,6 +31,7 @@ function columnsOf({ data, hasTarget }: Props): Column[] {
   const target: Column[] = [
     { words: "Rounds to target", better: "low", value: (row) => row.rounds_to_target, write: (row) => reached(count(row.rounds_to_target)) },
     { words: "Seconds to target", better: "low", value: (row) => row.seconds_to_target, write: (row) => reached(seconds(row.seconds_to_target)) },
+    { words: "Bytes to target", better: "low", optional: true, value: (row) => row.bytes_to_target, write: (row) => reached(bytes(row.bytes_to_target)) },
   ];
   return [
     { words: "Best", better, value: (row) => row.best, write: (row) => say(row.best, row.best_round) },
