@@ -39,7 +39,7 @@ function columnsOf({ data, hasTarget }: Props): Column[] {
     ...(hasTarget ? target : []),
     { words: "Clients a round", value: (row) => row.participants_mean, write: (row) => number(row.participants_mean) },
     { words: "Model bytes", better: "low", optional: true, value: moved, write: (row) => bytes(moved(row)) },
-    { words: "Work", better: "low", value: (row) => row.seconds, write: (row) => seconds(row.seconds) },
+    { words: "Time in rounds", better: "low", value: (row) => row.seconds, write: (row) => seconds(row.seconds) },
   ];
 }
 
