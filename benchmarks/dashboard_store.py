@@ -41,7 +41,6 @@ def fill(folder: Path, big: Shape, small_runs: int) -> str:
     for number in range(small_runs):
         _add_run(connection, folder, f"a{number:07x}", Shape(200, 60, 0.1, 8), seed=number + 1)
     connection.commit()
-    connection.execute("ANALYZE")
     connection.close()
     return "b1900001"
 

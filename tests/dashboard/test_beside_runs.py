@@ -125,7 +125,9 @@ def test_a_dashboard_that_cannot_listen_is_told_before_the_run(tmp_path: Path, a
         arguments = ["server", str(file), "--address", "127.0.0.1:0", "--dashboard", shown]
         done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
-    assert {"taken": "cannot be used", "0.0.0.0:0": "--token-file"}.get(address, "HOST:PORT") in done.stderr
+    assert {"taken": "cannot be used", "0.0.0.0:0": "--dashboard-token-file"}.get(
+        address, "HOST:PORT"
+    ) in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -31,7 +31,9 @@ Port = Annotated[
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", envvar="TURNOUT_TOKEN_FILE", help="File (mode 0600) with the token that readers need."
+        metavar="FILE",
+        envvar="TURNOUT_DASHBOARD_TOKEN_FILE",
+        help="File (mode 0600) with the token that readers need.",
     ),
 ]
 GenerateToken = Annotated[
@@ -113,6 +115,10 @@ def beside_run(
         raise ConfigError(f"--dashboard {address!r}: write HOST:PORT, for example 127.0.0.1:8050.")
     token = None if token_file is None else read_token(token_file)
     options = DashboardOptions(host=host.strip("[]"), port=int(port), token=token)
+    if token is None and not options.is_local:
+        raise ConfigError(
+            f"--dashboard {address} can be reached from other machines: give --dashboard-token-file FILE."
+        )
     with ExitStack() as stack:
         listener = stack.enter_context(listen(options))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from turnout.cli.dashboard import TokenFile, beside_run
+from turnout.cli.dashboard import beside_run
 from turnout.cli.output import REFUSED, TARGET_MISSED, Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.simulate import File, NoPlots, Resume, Set, finish_run
 
@@ -66,6 +66,15 @@ DashboardAddress = Annotated[
         help="Serve the dashboard of the run's store.",
     ),
 ]
+DashboardToken = Annotated[
+    Path | None,
+    typer.Option(
+        "--dashboard-token-file",
+        metavar="FILE",
+        envvar="TURNOUT_DASHBOARD_TOKEN_FILE",
+        help="File (mode 0600) with the token that the dashboard's readers need.",
+    ),
+]
 Store = Annotated[
     str,
     typer.Option(
@@ -88,7 +97,7 @@ def server(
     metrics_address: MetricsAddress = None,
     enrol_address: EnrolAddress = None,
     dashboard_address: DashboardAddress = None,
-    token_file: TokenFile = None,
+    dashboard_token_file: DashboardToken = None,
     store: Store = "runs",
     no_plots: NoPlots = False,
     as_json: Json = False,
@@ -105,7 +114,7 @@ def server(
         from turnout.experiment.serve import AddressError, Deployment, QuorumMissed
 
         deployment = Deployment(address=address, certs=certs, insecure=insecure)
-        served = beside_run(dashboard_address, token_file, output)
+        served = beside_run(dashboard_address, dashboard_token_file, output)
         with StopSignals(_STOPS) as stop:
             try:
                 run = _Run(output, stop, file, deployment, metrics_address, enrol_address, served)

@@ -100,6 +100,7 @@ class Dashboard:
         config = uvicorn.Config(
             self.app,
             log_config=None,
+            log_level="error",  # That someone sent nonsense is no event; and a run may be drawing here.
             access_log=False,
             server_header=False,
             lifespan="on",

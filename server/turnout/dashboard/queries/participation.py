@@ -17,8 +17,6 @@ from turnout.server.history import OUTCOMES
 from turnout.wire import NDArray
 
 RowOrder = Literal["client", "participation", "last-round", "weight", "staleness", "failures"]
-#: What a matrix may have: more is refused when asked for exactly, and an overview without being asked.
-MOST_CELLS: Final = 8_000_000
 _SHARE: Final = 255
 _BY_SEVERITY: Final = (OK, MISSING, FAILED, REJECTED)
 
