@@ -79,10 +79,11 @@ reproduce: $(READY)
 	@for slug in fedstale fedau fedamd rerce-fed-admm; do $(BIN)/turnout reproduce $$slug || exit 1; done
 
 # Timings, and the participation study on Fashion-MNIST (hours at full size: see its --help).
-bench: $(READY) $(SYSTEM)
+bench: $(READY) $(SYSTEM) $(PAGE)
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/participation.py
 	$(BIN)/python benchmarks/dashboard_api.py
+	$(BIN)/python benchmarks/dashboard_page.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from turnout.dashboard import Dashboard, DashboardOptions
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
-from dashboard_page import INTERACTIONS, answer_milliseconds, sharp_milliseconds
+from dashboard_page import INTERACTIONS, VIEWS, answer_milliseconds, sharp_milliseconds
 from dashboard_store import Shape, fill
 
 # A person calls 0.3 s at once; the rest is room for a busy machine.
@@ -22,17 +24,17 @@ GENEROUS_MILLISECONDS = 1_500
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Dashboard, str]]:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Dashboard, str, Path]]:
     folder: Path = tmp_path_factory.mktemp("large")
-    run = fill(folder, Shape(rounds=5_000, clients=1_000, participation=0.05, series=3), small_runs=0)
+    run = fill(folder, Shape(rounds=5_000, clients=1_000, participation=0.05, series=3), small_runs=3)
     with Dashboard(folder, DashboardOptions(port=0), catalogue=list) as served:
-        yield served, run
+        yield served, run, folder
 
 
 def test_the_heat_map_of_a_large_run_answers_at_once(
-    large: tuple[Dashboard, str], open_page: Callable[..., Any]
+    large: tuple[Dashboard, str, Path], open_page: Callable[..., Any]
 ) -> None:
-    dashboard, run = large
+    dashboard, run, _ = large
     page = open_page(f"{dashboard.url}?page=run&run={run}")
     heat = page.locator(".heat canvas[data-sharp=true]")
     heat.wait_for()
@@ -56,9 +58,9 @@ def test_the_heat_map_of_a_large_run_answers_at_once(
 
 
 def test_the_table_of_a_thousand_clients_holds_only_the_rows_in_sight(
-    large: tuple[Dashboard, str], open_page: Callable[..., Any]
+    large: tuple[Dashboard, str, Path], open_page: Callable[..., Any]
 ) -> None:
-    dashboard, run = large
+    dashboard, run, _ = large
     page = open_page(f"{dashboard.url}?page=run&run={run}&tab=clients")
     table = page.locator(".virtual")
     table.get_by_role("link", name="3", exact=True).wait_for()
@@ -69,3 +71,16 @@ def test_the_table_of_a_thousand_clients_holds_only_the_rows_in_sight(
     assert table.locator("tbody tr").count() < 60
     table.get_by_role("button", name="Took part").click()
     page.locator("th[aria-sort=descending]", has_text="Took part").wait_for()
+
+
+def test_the_benchmark_prints_what_it_promises(large: tuple[Dashboard, str, Path], browser: Any) -> None:
+    command = [sys.executable, str(REPOSITORY / "benchmarks/dashboard_page.py")]
+    done = subprocess.run(
+        [*command, "--store", str(large[2]), "--repeats", "1"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for name in [*(view[0] for view in VIEWS), *(name for name, _ in INTERACTIONS)]:
+        [line] = [line for line in done.stdout.splitlines() if line.startswith(f"{name:<22}")]
+        figures = [float(figure) for figure in re.findall(r"([\d.]+) (?:ms|kB|MB)", line)]
+        assert len(figures) == 4, line
+        assert all(figure > 0 for figure in figures), line

@@ -1,6 +1,6 @@
 /** A run's series, kept up to date by the stream. */
 
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { useLive } from "../live";
 import { extended, follows } from "../lib/series";
 import { api, type SeriesList } from "./client";
@@ -13,13 +13,19 @@ const POINTS = 2_000;
 export function useSeries(run: string, names: readonly string[]): Loaded<SeriesList> {
   const url = names.length > 0 ? api(`runs/${encodeURIComponent(run)}/series`, { name: names, points: POINTS }) : null;
   const loaded = useLoad<SeriesList>(url, 1_000);
-  const [data, setData] = useState<SeriesList | null>(null);
+  const [data, show] = useState<SeriesList | null>(null);
+  // Messages may come faster than the page is drawn: each adds to what the one before it made.
+  const newest = useRef<SeriesList | null>(null);
+  const setData = (next: SeriesList | null) => {
+    newest.current = next;
+    show(next);
+  };
   useEffect(() => setData(loaded.data), [loaded.data]);
   useLive({
     update: ({ rounds }) => {
       const mine = rounds.find((one) => one.run === run);
-      if (!mine || !data) return;
-      if (follows(data, mine.items)) setData(extended(data, mine.items));
+      if (!mine || !newest.current) return;
+      if (follows(newest.current, mine.items)) setData(extended(newest.current, mine.items));
       else loaded.reload();
     },
     resync: (runs) => {
