@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 # Built while the package is installed (hatch_build.py), and again when its sources have changed.
-$(PAGE): $(shell find $(UI)/src $(UI)/*.* server/turnout/server/palette.json hatch_build.py -type f) | $(READY)
+$(PAGE): $(shell find $(UI)/src $(UI)/index.html $(UI)/*config* $(UI)/package*.json server/turnout/server/palette.json hatch_build.py -type f) | $(READY)
 	@{ test -f $@ && test -z "$$(find $^ -newer $@)"; } || $(BIN)/python -m pip install -q --no-deps -e .
 	@test -f $@ || echo "The dashboard's page could not be built (it needs the npm registry once); all else works." >&2
 
