@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ Vector = NDArray
 # Building a module draws from torch's global generator; every build in Turnout goes through this lock, so
 # that a seeded build in one thread cannot be disturbed by a build in another.
 _building: Final = threading.Lock()
+# A forked process must not wait for a thread that it does not have.
+os.register_at_fork(
+    before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
+)
 _EVALUATION_CHUNK: Final = 2048
 
 

@@ -23,7 +23,16 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def use_one_torch_thread() -> None:
-    """Give PyTorch one thread for good, in a process that is one of several workers."""
+    """Give PyTorch one thread for good, in a process that is one of several workers, and try it out.
+
+    A forked process in which one of PyTorch's libraries was locked by a thread that is no more hangs here,
+    where it is waited for, rather than in its first client.
+    """
     torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
+    if torch is None:
+        return
+    torch.set_num_threads(1)
+    image = torch.ones(1, 1, 16, 16, requires_grad=True)
+    kernel, matrix = torch.ones(4, 1, 3, 3, requires_grad=True), torch.ones(784, 64, requires_grad=True)
+    product = torch.nn.functional.conv2d(image, kernel, stride=1).reshape(1, -1) @ matrix
+    product.sum().backward()

@@ -56,7 +56,8 @@ class SharedHeap:
         size = _size_class(nbytes)
         free = self._free.setdefault(size, [])
         if not free:
-            extent = max(_EXTENT // size * size, size)
+            # Larger and larger extents: a process has only so many files and mappings.
+            extent = max(max(_EXTENT, self._size // 4) // size * size, size)
             extent = -(-extent // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self._file, self._size + extent)
             starts = range(0, extent - size + 1, size)

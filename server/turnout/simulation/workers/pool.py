@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 # A second job waits at each worker, so that it never waits for the folding.
 _QUEUED: Final = 2
 _MOST_DEATHS: Final = 5
+_START_SECONDS: Final = 10.0
 _INLINE_BYTES: Final = 32 << 10
 
 Answer = dict[str, Any]
@@ -207,6 +208,20 @@ class WorkerPool:
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._heaps)
 
     def _fork(self, number: int) -> _Worker:
+        """Start a worker, and again if it hangs: a library's lock that another thread held stays locked."""
+        for _ in range(_MOST_DEATHS):
+            worker = self._forked(number)
+            with suppress(EOFError, OSError):
+                if worker.link.poll(_START_SECONDS):
+                    receive(worker.link, self.parcels)
+                    return worker
+            _log.warning("worker process %d did not start; trying again", number)
+            worker.link.close()
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+        raise RuntimeError(f"worker process {number} does not start; use executor='serial' or 'threads'.")
+
+    def _forked(self, number: int) -> _Worker:
         ours, theirs = Pipe()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # Or the child would write once more what waits there.
@@ -279,6 +294,7 @@ def _serve(
     heaps[number].adopt()
     parcels = Parcels(heaps[number], heaps)
     handler = make_handler(parcels)
+    send(link, parcels, {"ready": number})
     while True:
         try:
             command = receive(link, parcels)
