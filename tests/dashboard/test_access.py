@@ -17,9 +17,9 @@ from turnout.wire import ConfigError
 TOKEN = "a token of thirty-two characters"
 GUARDED = (
     "/api/v1/runs", "/api/v1/info", "/api/v1/methods", "/api/v1/export/runs.csv", "/api/v1/stream",
-    "/api/v1/nothing", "/metrics", "/openapi.json", "/api/v1/compare",
+    "/api/v1/nothing", "/openapi.json", "/api/v1/compare",
 )  # fmt: skip
-OPEN = ("/healthz", "/readyz", "/api/v1/session", "/", "/runs/x")
+OPEN = ("/healthz", "/readyz", "/metrics", "/api/v1/session", "/", "/runs/x")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 from compose_stack import ComposeStack, ask, rounds, until
@@ -11,9 +12,8 @@ CLIENTS = ("client-0", "client-1", "client-2")
 
 
 def test_rounds_are_committed_with_all_clients(stack: ComposeStack) -> None:
-    until(lambda: len(rounds(stack)[1]) >= 5)
-    _, rows = rounds(stack)
-    assert max(row.participants for row in rows) == 3
+    # The clients start beside the server: the first rounds may go without the last of them.
+    until(lambda: len(rounds(stack)[1]) >= 5 and rounds(stack)[1][-1].participants == 3)
     assert "TLS both ways" in stack.log("server").read_text()
 
 
@@ -23,10 +23,12 @@ def test_every_target_is_up(stack: ComposeStack) -> None:
         wanted = {
             name: t for name, t in found.items() if "dashboard" not in name or "dashboard" in stack.running
         }
-        assert len(wanted) >= 4
         return {name: t["health"] + t["lastError"] for name, t in wanted.items()}
 
-    assert until(lambda: set(targets().values()) == {"up"}), targets()
+    with suppress(AssertionError):  # What is asserted below tells more.
+        until(lambda: len(targets()) >= 4 and set(targets().values()) == {"up"})
+    assert len(targets()) >= 4
+    assert set(targets().values()) == {"up"}, targets()
     rules = [rule["name"] for group in ask(stack, "rules")["groups"] for rule in group["rules"]]
     assert "TurnoutNoRoundCommitted" in rules
 

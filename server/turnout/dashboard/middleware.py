@@ -31,8 +31,8 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 #: Answered without a login; everything else under these prefixes needs one.
-_OPEN: Final = ("/healthz", "/readyz", "/api/v1/session")
-_GUARDED: Final = ("/api/", "/metrics", "/openapi.json")
+_OPEN: Final = ("/healthz", "/readyz", "/metrics", "/api/v1/session")
+_GUARDED: Final = ("/api/", "/openapi.json")
 _LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@]+))(?::\d+)?")
 _API: Final = "/api/v1"
