@@ -261,7 +261,7 @@ class StreamingStrategy(Algorithm, Strategy):
 
     def _book(self, node: int, outcome: Literal["failed", "rejected", "missing"], reason: str) -> None:
         try:
-            key = self.clients.entries[self.clients.row_of_node(node)].key
+            key = self.clients.key(self.clients.row_of_node(node))
         except KeyError:
             key = node
         self.reports.append(ClientReport(key, outcome, reason, role=self._intake.role(node)))

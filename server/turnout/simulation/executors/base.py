@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 
 from flwr.app import Message
 
 from turnout.simulation.clients import LocalClients
 from turnout.strategies.cohort import Batch, Cohort
-
-Deliver = Callable[[Message], Message]
-"""Hands a request to its client and returns the reply; a failing client gives an error reply."""
 
 
 class Executor(ABC):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
 
 from flwr.app import Message
 
 from turnout.simulation.clients import LocalClients
-from turnout.simulation.executors.base import Deliver, Executor
+from turnout.simulation.executors.base import Executor
+
+Deliver = Callable[[Message], Message]
+"""Hands a request to its client and returns the reply; a failing client gives an error reply."""
 
 
 class _Job:
