@@ -117,7 +117,7 @@ def attach(module: nn.Module, config: AdapterConfig) -> Adapted:
     trained = {id(inner) for part in saved.values() for inner in part.modules()}
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in trained:
-            part.__class__ = _frozen_norm(type(part))
+            part.__class__ = _frozen_norm(type(part))  # type: ignore[assignment,arg-type]
             part.eval()
     declare_travelling(module, travels)
     setattr(module, _CONFIG, config)

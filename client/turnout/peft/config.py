@@ -70,6 +70,10 @@ class AdapterConfig(ABC):
         All randomness comes from ``generator``, a CPU one that depends on ``seed`` and ``name`` only.
         """
 
+    def targets(self, module: nn.Module, chosen: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """Return the layers of ``module`` to adapt; ``chosen`` are those that the names in here mean."""
+        return chosen
+
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}

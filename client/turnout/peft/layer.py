@@ -40,6 +40,11 @@ class AdapterLayer(nn.Module, ABC):
         return cast(Tensor, self.base_layer.weight)
 
     @property
+    def base_weight(self) -> Tensor:
+        """W, merged or not: the frozen weight."""
+        return self.weight if self._unmerged is None else self._unmerged
+
+    @property
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
         return cast("Tensor | None", self.base_layer.bias)
@@ -75,7 +80,7 @@ class AdapterLayer(nn.Module, ABC):
 
     def effective_weight(self, dtype: torch.dtype) -> Tensor:
         """Return ``W + delta``, added in float32 so that 16-bit weights do not swallow small changes."""
-        return (self.weight.float() + self.delta_weight()).to(dtype)
+        return (self.base_weight.float() + self.delta_weight()).to(dtype)
 
     def merge(self) -> None:
         """Put the change into the base layer's weight; what other models share of it stays as it is.

@@ -33,9 +33,10 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
         output = _output_embedding(module)
         chosen = {n: p for n, p in free.items() if isinstance(p, config.adapts) and p is not output}
     else:
-        chosen = {n: p for n, p in free.items() if _matches(n, wanted)}
+        chosen = {n: p for n, p in free.items() if matches(n, wanted)}
     if config.exclude_modules is not None:
-        chosen = {n: p for n, p in chosen.items() if not _matches(n, config.exclude_modules)}
+        chosen = {n: p for n, p in chosen.items() if not matches(n, config.exclude_modules)}
+    chosen = config.targets(module, chosen)
     if not chosen:
         raise _nothing(config, free)
     for name, part in chosen.items():
@@ -53,7 +54,7 @@ def saved_modules(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Modu
     chosen: dict[str, nn.Module] = {}
     named = dict(module.named_modules())
     for wanted in config.modules_to_save or ():
-        found = {name: part for name, part in named.items() if name and _matches(name, (wanted,))}
+        found = {name: part for name, part in named.items() if name and matches(name, (wanted,))}
         if not found:
             raise unknown_name("module in modules_to_save", wanted, [name for name in named if name])
         chosen |= found
@@ -61,7 +62,8 @@ def saved_modules(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Modu
     return {name: part for name, part in chosen.items() if name not in inner}
 
 
-def _matches(name: str, wanted: str | tuple[str, ...]) -> bool:
+def matches(name: str, wanted: str | tuple[str, ...]) -> bool:
+    """Return whether ``wanted`` means the module ``name``; `ConfigError` for a bad regular expression."""
     if isinstance(wanted, str):
         try:
             return re.fullmatch(wanted, name) is not None
