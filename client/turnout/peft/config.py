@@ -78,6 +78,10 @@ class AdapterConfig(ABC):
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}
 
+    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, nn.Module]:
+        """Return modules to put beside the attached ``layers``, at the root; all their tensors travel."""
+        return {}
+
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""
         return torch.Generator("cpu").manual_seed((self.seed << 32 | zlib.crc32(name.encode())) % 2**63)
