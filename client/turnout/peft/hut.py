@@ -1,14 +1,15 @@
-"""HUT, Hadamard Updated Transformation (arXiv 2409.13501): the weight times a low-rank matrix, entry by entry.
+"""HUT, Hadamard Updated Transformation (arXiv 2409.13501): the weight times a low-rank matrix, entry by
+entry.
 
-"Hadamard" is the element-wise product. The form H1, ``W * (1 + s B A)``, is a reconstruction from the abstract;
-it is the published HiRA update. Two other readings of the abstract are kept behind ``hut_form``.
+"Hadamard" is the element-wise product. The form H1, ``W * (1 + s B A)``, is a reconstruction from the
+abstract; it is the published HiRA update. Two other readings of the abstract are kept behind ``hut_form``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ Form = Literal["h1", "h2", "h3"]
 class HutConfig(AdapterConfig):
     """HUT: ``W * (1 + s B A)`` element-wise, B (d_out, r), A (r, d_in), ``s = alpha / r``.
 
-    What travels is r (d_in + d_out) numbers per layer, twice that for "h3". Zeros of W stay zeros. The factors
-    multiply: the mean of the factors is not the mean of their products, unless A is frozen.
+    What travels is r (d_in + d_out) numbers per layer, twice that for "h3". Zeros of W stay zeros. The
+    factors multiply: the mean of the factors is not the mean of their products, unless A is frozen.
 
     Attributes
     ----------

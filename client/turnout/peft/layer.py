@@ -28,8 +28,8 @@ class AdapterLayer(nn.Module, ABC):
     (indices, masks) it names in ``shared_names``. It defines `delta_weight` and, where there is something
     faster than the dense ``W + delta``, `adapted`.
 
-    Buffers in ``travelling_names`` do travel, beside the parameters: integers, or floats whose name begins with
-    ``running_``. The server has the mean of what the participants reply, or what its allocator decides.
+    Buffers in ``travelling_names`` do travel, beside the parameters: integers, or floats whose name begins
+    with ``running_``. The server has the mean of what the participants reply, or what its allocator decides.
 
     ``stackable`` says whether ``torch.func.vmap`` can run the layer for many clients at once.
     """
@@ -130,6 +130,10 @@ class AdapterLayer(nn.Module, ABC):
             setattr(self, name, state[name].detach().clone().to(own[name].device))
         for name in self.travelling_names:
             own[name].copy_(state[name])  # In place: a flat model refers to it.
+        self.check_shared()
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` when values in the shared state are not possible."""
 
 
 def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -139,8 +143,8 @@ def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     for name, tensor in own.items():
         if tensor.shape != given[name].shape or tensor.dtype != given[name].dtype:
             raise ConfigError(
-                f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the layer "
-                f"needs {tensor.dtype} of shape {tuple(tensor.shape)}."
+                f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the "
+                f"layer needs {tensor.dtype} of shape {tuple(tensor.shape)}."
             )
 
 

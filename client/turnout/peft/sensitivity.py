@@ -9,8 +9,8 @@ from torch import Tensor
 class Sensitivity:
     """``Ibar * Ubar`` of one tensor: how much the loss depends on each entry, and how uncertain that is.
 
-    With ``I = |w * gradient|``: ``Ibar = b1 Ibar + (1 - b1) I``, ``Ubar = b2 Ubar + (1 - b2) |I - Ibar|``, the
-    second with the new Ibar.
+    With ``I = |w * gradient|``: ``Ibar = b1 Ibar + (1 - b1) I``, ``Ubar = b2 Ubar + (1 - b2) |I - Ibar|``,
+    the second with the new Ibar.
     """
 
     def __init__(self, tensor: Tensor, beta1: float, beta2: float) -> None:
