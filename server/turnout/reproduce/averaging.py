@@ -34,8 +34,8 @@ class Averaging:
 def compare(config: AdapterConfig, *, width: int, rounds: int, seed: int) -> Averaging:
     """Return how far averaging of what travels is from averaging the weights, after one and more rounds.
 
-    4 clients with labels of their own, SGD. In every round both start from the first federation's model, so that
-    the gap is that of the averaging alone; it is summed over the rounds.
+    4 clients with labels of their own, SGD. In every round both start from the first federation's model, so
+    that the gap is that of the averaging alone; it is summed over the rounds.
     """
     adapted = attach(pretrained(width, seed), config)
     state = {name: tensor.clone() for name, tensor in adapted.trainable_state_dict().items()}
@@ -75,5 +75,3 @@ def _train(module: nn.Module, client: int, server_round: int, seed: int) -> None
 
 def _mean(states: list[dict[str, Tensor]] | list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([s[name].double() for s in states]).mean(0).float() for name in states[0]}
-
-

@@ -1,7 +1,8 @@
 """What the adapters' studies share: a small network trained on upright digits, adapted to rotated ones.
 
-64-w-w-10 with ReLU. Adapters go on the two hidden layers, the last layer is frozen. Each method is run at every
-learning rate of a list with AdamW (betas 0.9 and 0.999), over several seeds, and compared at its own best one.
+64-w-w-10 with ReLU. Adapters go on the two hidden layers, the last layer is frozen. Each method is run at
+every learning rate of a list with AdamW (betas 0.9 and 0.999), over several seeds, and compared at its own
+best one.
 """
 
 from __future__ import annotations
