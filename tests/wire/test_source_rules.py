@@ -28,7 +28,7 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "allocation", "wire"},
-    "client": {"client", "optim", "tasks", "wire", "v1"},
+    "client": {"client", "optim", "peft", "tasks", "wire", "v1"},
     "optim": {"optim", "tasks", "wire"},
     "peft": {"peft", "allocation", "tasks", "wire"},
     "allocation": {"allocation", "wire"},

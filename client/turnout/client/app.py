@@ -21,6 +21,7 @@ from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
+from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
 from turnout.optim import StatePolicy
@@ -119,6 +120,7 @@ class Trainer:
         self.options = options
         self._device = options.resolved_device
         self._local = threading.local()
+        self._shared = SharedStates()
         self._on_device: dict[int, ClientData] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,6 +168,7 @@ class Trainer:
         client = self._client(context)
         data = self._data(client)
         model = self._model()
+        self._shared.apply(message.content, context, model)
         model.load(_arrays(message.content))
         metrics: dict[str, int | float] = dict(self.task.evaluate_model(model.module, data))
         metrics |= {keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client}
@@ -186,6 +189,7 @@ class Trainer:
         data = self._data(client)
         asked = self.asked(content)
         model = self._model()
+        self._shared.apply(content, context, model)
         model.load(_arrays(content))
         return LocalRound(
             client=client,

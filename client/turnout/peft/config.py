@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from turnout.allocation import Allocator
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
-Aggregation = Literal["exact", "approximate"]
+Aggregation = Literal["exact", "approximate", "exact-svd"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,9 +27,6 @@ class Companion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``: in a sequential model a companion comes last."""
         return x
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` when values that came over the network are not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,8 @@ class AdapterConfig(ABC):
     """
 
     aggregation: ClassVar[Aggregation]
+    svd_factors: ClassVar[tuple[str, str, float] | None] = None
+    """Names of the factors A and B and the scale of ``scale B A``, for a server that averages products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     target_modules: str | tuple[str, ...] | None = None
@@ -89,9 +89,16 @@ class AdapterConfig(ABC):
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}
 
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick what the layers share anew, from their present weights, where the method says so."""
+
     def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, Companion]:
         """Return modules to put beside the attached ``layers``, at the root; all their tensors travel."""
         return {}
+
+    def allocator(self, local_steps: int | None = 1) -> Allocator | None:
+        """Return what decides between rounds, of ``local_steps`` steps, what is trained, if anything."""
+        return None
 
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -56,6 +57,11 @@ class LiftConfig(AdapterConfig):
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Lift:
         """Return the adapter of ``base_layer``, its entries picked from the base's weight."""
         return Lift(base_layer, self, self.principal(weight_of(base_layer), name))
+
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick the principal entries anew, see `Lift.refresh`."""
+        for name, layer in layers.items():
+            cast(Lift, layer).refresh(name)
 
     def principal(self, weight: Tensor, name: str) -> Tensor:
         """Return the flat indices (k,) of the principal entries of ``weight``, ascending."""

@@ -41,8 +41,8 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
     chosen = dict(config.targets(module, chosen))
     if not chosen:
         raise ConfigError(
-            f"target_modules={wanted!r} and exclude_modules={config.exclude_modules!r} leave no layer to adapt. "
-            f"Layers that can be adapted: {', '.join(_adaptable(config, free)) or 'none'}."
+            f"target_modules={wanted!r} and exclude_modules={config.exclude_modules!r} leave no layer to "
+            f"adapt. Layers that can be adapted: {', '.join(_adaptable(config, free)) or 'none'}."
         )
     for name, part in chosen.items():
         if not isinstance(part, config.adapts):
