@@ -21,7 +21,6 @@ from fleet_commands import Turnout, free_port, simulated
             "task.model=mlp",
         ),
         ("peft.name=ist", "peft.n_update_ratio=0.5", "peft.interval=1", "task.model=mlp"),
-        ("peft.name=tera", "task.model=mlp"),
     ],
     ids=lambda chosen: chosen[0],
 )

@@ -169,7 +169,7 @@ def unpack(layout: BlockLayout, block: NDArray) -> ArrayRecord:
 
 
 def differing(expected: BlockLayout, got: BlockLayout, *, partial: bool = False) -> str | None:
-    """Say how ``got`` differs from ``expected``, None when they agree; if ``partial`` it may have less arrays.
+    """Say how ``got`` differs from ``expected``, None when they agree; ``partial`` allows fewer arrays.
 
     Arrays in an encoding of their own (compressed) are for their decoder to judge.
     """
