@@ -83,7 +83,7 @@ def test_executors_agree(row: Row) -> None:
         task = AdaptedTask(Narrow(num_clients=3, seed=2), replace(row.config, target_modules=("3",)))
         grid = LocalGrid(client_app(task, lr=0.1, local_steps=3), 3, executor=executor, workers=2)
         strategy = FedAvg()
-        couple(strategy, task.config, lambda task=task: task)
+        couple(strategy, task.config, lambda task=task: task, 3)
         result = strategy.start(grid, task.initial_arrays(), num_rounds=2)
         assert all(report.outcome == "ok" for report in strategy.reports)
         models.append({name: view(array) for name, array in result.arrays.items()})

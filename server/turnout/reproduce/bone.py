@@ -113,7 +113,7 @@ def _claims(early: dict[str, float], best: list[Tuned], sizes: Sizes) -> list[Cl
     )
     return [
         Claim(
-            "at one small learning rate, Bat's training loss after 50 steps is below MiSS's, and MiSS's below LoRA's",
+            "at one small learning rate, training loss after 50 steps: Bat < MiSS < LoRA",
             early[BAT],
             f"{early[MISS]:.3g} (MiSS), {early[LORA]:.3g} (LoRA)",
             early[BAT] < early[MISS] < early[LORA],

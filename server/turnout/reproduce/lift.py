@@ -1,4 +1,4 @@
-"""LIFT's small study: does the low-rank filter find principal weights, and what is forgotten (arXiv 2506.00772)?
+"""LIFT's small study: are principal weights found, and what is forgotten (arXiv 2506.00772)?
 
 The mechanism: of a low-rank matrix under noise, entries picked by the filter are compared with the true
 largest ones, beside those picked by magnitude. The transfer: digits to 200 rotated digits, with masks by
@@ -138,7 +138,7 @@ def _claims(found: dict[float, tuple[float, float]], best: list[Tuned]) -> list[
     averaged = compare(LiftConfig(r=4, filter_rank=8, target_modules=HIDDEN), width=WIDTH, rounds=3, seed=0)
     claims = [
         Claim(
-            f"of the true largest entries under noise {noise:g}, LIFT finds at least 0.15 more than magnitude",
+            f"of the largest entries under noise {noise:g}, LIFT finds at least 0.15 more than magnitude",
             lift,
             magnitude,
             lift >= magnitude + 0.15,

@@ -1,4 +1,4 @@
-"""PaCA's small study: memory kept for the backward pass, time of a step, exactness, accuracy (arXiv 2503.01905).
+"""PaCA's small study: memory for the backward pass, time of a step, accuracy (arXiv 2503.01905).
 
 The paper's claims are about memory and time, with LoRA of as many numbers beside it; they are measured on a
 chain of linear layers with GELU between them. (With ReLU there is nothing to save: it keeps the same tensor
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -106,7 +107,7 @@ def _claims(best: list[Tuned], prints: dict[str, Footprint], sizes: Sizes) -> li
     allowed = prints[FULL_TUNING].saved_bytes - round(activations * (1 - RANK / sizes.chain_width))
     return [
         Claim(
-            "bytes kept for backward: of the layers' inputs only the selected columns (and r columns of change)",
+            "bytes kept for backward: of the layers' inputs only the selected columns",
             prints[SLUG].saved_bytes,
             prints[FULL_TUNING].saved_bytes,
             prints[SLUG].saved_bytes <= allowed + sizes.chain_depth * RANK * sizes.chain_width * 4,
@@ -127,7 +128,7 @@ def _claims(best: list[Tuned], prints: dict[str, Footprint], sizes: Sizes) -> li
             "accuracy on the target rises with r",
             " < ".join(f"{t.target:.3f}" for t in paca),
             f"{named[FULL_TUNING].target:.3f} (full)",
-            all(a.target < b.target for a, b in zip(paca, paca[1:], strict=False)),
+            all(a.target < b.target for a, b in pairwise(paca)),
         ),
         Claim("PaCA with r = 16 is above 0.85", middle.target, 0.85, middle.target > 0.85),
         Claim(

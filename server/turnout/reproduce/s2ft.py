@@ -1,4 +1,4 @@
-"""S2FT's small study: target accuracy, what is forgotten, and memory, beside LoRA and full tuning (arXiv 2412.06289).
+"""S2FT's small study: what is learned, forgotten and kept in memory (arXiv 2412.06289).
 
 The paper's claims are about language models. Here a network trained on digits is adapted to 200 digits turned
 by 90 degrees; forgetting is the loss of accuracy on upright ones. The exact properties (a function-preserving

@@ -61,7 +61,7 @@ class Job:
 
 @dataclass
 class Adaptation:
-    """How it went. ``losses`` are the training loss over the whole set at ``LOSS_AT`` steps, and at the end."""
+    """How it went; ``losses`` are over the whole training set at `LOSS_AT` steps and at the end."""
 
     numbers: int
     losses: list[float] = field(default_factory=list)
