@@ -117,7 +117,7 @@ def with_pissa(network: nn.Sequential, config: AdapterConfig) -> nn.Module:
             u, s, vh = torch.linalg.svd(layer.weight, full_matrices=False)
             root = s[: config.r].sqrt()
             a, b = root[:, None] * vh[: config.r], u[:, : config.r] * root
-            layer.weight -= b @ a
+            layer.base_weight.sub_(b @ a)
             layer.lora_A.copy_(a)  # type: ignore[operator]
             layer.lora_B.copy_(b / config.scale)  # type: ignore[operator]
     return adapted.module
