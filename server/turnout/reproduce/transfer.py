@@ -23,7 +23,7 @@ from turnout.tasks.digits import load_digits
 
 HIDDEN: Final = ("0", "2")
 BATCH: Final = 64
-RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _SOURCE_STEPS: Final = 600
 
 
