@@ -147,6 +147,13 @@ def test_shared_state_is_sent_once_to_each_client_and_again_when_it_changes() ->
     assert len(digests) == 3
 
 
+def test_a_noisy_link_leaves_the_shared_state_alone() -> None:
+    row = Row("lift", {"r": 2, "filter_rank": 4, "update_interval": 1}, lambda o, i: 0, exact=True)
+    made = build(experiment(row, link={"name": "noisy", "sigma_down": 0.01, "sigma_up": 0.01}))
+    made.strategy.start(made.grid, made.task.initial_arrays(), num_rounds=2)
+    assert all(report.outcome == "ok" for report in made.strategy.reports)
+
+
 def test_what_a_refresh_changes_is_not_the_models_function() -> None:
     made, _ = lift_federation(update_interval=1)
     plain, _ = lift_federation()
