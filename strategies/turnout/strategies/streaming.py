@@ -310,7 +310,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._carried.close_round()
         self.end_round(server_round)
         # The model is always one that clients can hold.
-        self.x = self.coordinates.inside(self.coordinates.outside(self.x))
+        self.x = self.coordinates.project(self.x)
         self.shared.end_round(self, server_round)
         self._allocate(server_round)
         self.seconds["finish"] = time.perf_counter() - started
