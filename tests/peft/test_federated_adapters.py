@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapter_rows import ROWS, Row, ids
+from adapter_rows import ROWS, SIDES, Row, ids
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
 from turnout.client import FlatModel, client_app
 from turnout.experiment import Experiment
+from turnout.experiment.adapters import couple
 from turnout.experiment.build import build
 from turnout.peft import Adapted, AdaptedTask, LiftConfig, LoraConfig
 from turnout.simulation import LocalGrid
@@ -25,7 +26,13 @@ from turnout.wire import ConfigError, keys, view
 from turnout.wire.flower import new_context, request
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=ids)
-HIDDEN = (64, 64)  # d_out, d_in of the layer that is adapted: digits' first one.
+
+
+class Narrow(Digits):
+    """Digits with a layer of the sides that the rows are written for."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, SIDES[1]), nn.ReLU(), nn.Linear(*reversed(SIDES)))
 
 
 def experiment(row: Row, **more: Any) -> Experiment:
@@ -52,7 +59,7 @@ def payload(record: ArrayRecord) -> int:
 
 @every_row
 def test_a_reply_carries_what_the_formula_says(row: Row) -> None:
-    task = AdaptedTask(Digits(num_clients=3), replace(row.config, target_modules=("1",)))
+    task = AdaptedTask(Narrow(num_clients=3), replace(row.config, target_modules=("3",)))
     content = RecordDict(
         {keys.ARRAYS: task.initial_arrays(), keys.CONFIG: ConfigRecord({keys.SERVER_ROUND: 1})}
     )
@@ -66,16 +73,19 @@ def test_a_reply_carries_what_the_formula_says(row: Row) -> None:
     record = ArrayRecord()
     for name, array in floats.items():
         record[name] = array
-    assert payload(record) == 4 * row.count(*HIDDEN)
+    assert payload(record) == 4 * row.count(*SIDES)
 
 
 @every_row
 def test_executors_agree(row: Row) -> None:
     models = []
     for executor in ("serial", "threads", "processes"):
-        made = build(experiment(row, simulation={"executor": executor, "workers": 2}))
-        result = made.strategy.start(made.grid, made.task.initial_arrays(), num_rounds=2)
-        assert all(report.outcome == "ok" for report in made.strategy.reports)
+        task = AdaptedTask(Narrow(num_clients=3, seed=2), replace(row.config, target_modules=("3",)))
+        grid = LocalGrid(client_app(task, lr=0.1, local_steps=3), 3, executor=executor, workers=2)
+        strategy = FedAvg()
+        couple(strategy, task.config, lambda task=task: task, 3)
+        result = strategy.start(grid, task.initial_arrays(), num_rounds=2)
+        assert all(report.outcome == "ok" for report in strategy.reports)
         models.append({name: view(array) for name, array in result.arrays.items()})
     for other in models[1:]:
         for name, array in models[0].items():

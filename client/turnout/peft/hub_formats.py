@@ -72,10 +72,15 @@ UNUSED: Final = {"ADALORA": frozenset({"r", "init_lora_weights", "use_rslora"})}
 
 def format_of(config: AdapterConfig) -> HubFormat:
     """Return the form of ``config``'s method."""
+    return format_of_class(type(config))
+
+
+def format_of_class(config: type[AdapterConfig]) -> HubFormat:
+    """Return the form of a class of configurations; raises `ConfigError` for one that is not registered."""
     for known in _formats():
-        if known.config is type(config):
+        if known.config is config:
             return known
-    raise ConfigError(f"{type(config).__name__} is not registered as an adapter; register it to save it.")
+    raise ConfigError(f"{config.__name__} is not registered as an adapter; register it to save it.")
 
 
 def format_named(peft_type: str) -> HubFormat:

@@ -39,6 +39,11 @@ def couple(
     strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
     strategy.allocator = config.allocator(local_steps)
     if config.svd_factors is not None:
+        if strategy.carried_vectors:
+            raise ConfigError(
+                "aggregation='exact-svd' makes new factors in every round; optimizer_state='send' averages "
+                "what is about the old ones; use optimizer_state='reset'."
+            )
         strategy.coordinates = SvdFactors(*config.svd_factors)
     strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
 

@@ -21,7 +21,7 @@ _BATCH: Final = 32
 
 @dataclass(frozen=True)
 class Averaging:
-    """``gap`` is the largest difference between the two federations' hidden weights, relative to their change.
+    """``gap`` is the largest difference of the two federations' hidden weights, relative to their change.
 
     ``uplink_bytes`` is what a client sends, ``numbers`` the count behind it.
     """

@@ -23,7 +23,7 @@ from turnout.tasks.digits import load_digits
 
 HIDDEN: Final = ("0", "2")
 BATCH: Final = 64
-RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _SOURCE_STEPS: Final = 600
 
 
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass
 class Adaptation:
-    """How it went. ``losses`` are the training loss over the whole set at ``LOSS_AT`` steps, and at the end."""
+    """How it went; ``losses`` are over the whole training set at `LOSS_AT` steps and at the end."""
 
     numbers: int
     losses: list[float] = field(default_factory=list)
@@ -117,7 +117,7 @@ def with_pissa(network: nn.Sequential, config: AdapterConfig) -> nn.Module:
             u, s, vh = torch.linalg.svd(layer.weight, full_matrices=False)
             root = s[: config.r].sqrt()
             a, b = root[:, None] * vh[: config.r], u[:, : config.r] * root
-            layer.weight -= b @ a
+            layer.base_weight.sub_(b @ a)
             layer.lora_A.copy_(a)  # type: ignore[operator]
             layer.lora_B.copy_(b / config.scale)  # type: ignore[operator]
     return adapted.module
