@@ -27,7 +27,7 @@ from turnout.peft.weight_compander import WeightCompander
 from turnout.reproduce.federated_student import StudentTask, federate
 from turnout.reproduce.figures import Line, panels
 from turnout.reproduce.jobs import run_jobs
-from turnout.reproduce.report import Claim, Progress, StudyReport, Table
+from turnout.reproduce.report import Claim, Progress, StudyReport, Table, Value
 from turnout.reproduce.transfer import Digits
 from turnout.tasks.classification import split_examples
 from turnout.tasks.digits import load_digits
@@ -260,7 +260,7 @@ def _claims(grid: Grid, fed: Mapping[str, list[tuple[float, int]]]) -> list[Clai
 
 
 def _tables(grid: Grid, fed: Mapping[str, list[tuple[float, int]]], sizes: Sizes) -> list[Table]:
-    rows = []
+    rows: list[tuple[Value, ...]] = []
     for (arm, decay), outcomes in grid.items():
         values = [o.accuracy for o in outcomes]
         spread = 2 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else math.nan
