@@ -268,8 +268,8 @@ def _tables(grid: Grid, fed: Mapping[str, list[tuple[float, int]]], sizes: Sizes
         rows.append((arm, decay, f"{np.mean(values):.3f} +- {spread:.3f}", *cells))
     return [
         Table.of(
-            f"150 digits, {sizes.steps} steps of SGD (rate {RATE}, momentum 0.9), {sizes.seeds} seeds; +- two "
-            "standard errors",
+            f"150 digits, {sizes.steps} steps of SGD (rate {RATE}, momentum 0.9), {sizes.seeds} seeds; +- two"
+            " standard errors",
             (
                 "weights",
                 "decay",
