@@ -6,7 +6,22 @@ implementation, and says of every claim whether it holds. Importing this package
 
 from __future__ import annotations
 
-from turnout.reproduce import bone, fedamd, fedau, fedstale, lift, paca, rerce_fed_admm, s2ft
+from turnout.reproduce import (
+    adalora,
+    bone,
+    fedamd,
+    fedau,
+    fedstale,
+    hut,
+    ist,
+    lift,
+    paca,
+    rerce_fed_admm,
+    s2ft,
+    snella,
+    tera,
+    weight_compander,
+)
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,12 +30,18 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "adalora",
     "bone",
     "fedamd",
     "fedau",
     "fedstale",
+    "hut",
+    "ist",
     "lift",
     "paca",
     "rerce_fed_admm",
     "s2ft",
+    "snella",
+    "tera",
+    "weight_compander",
 ]
