@@ -47,7 +47,7 @@ _ELEMENTWISE: Final = frozenset(
 )
 # How many clients at once. On a CPU their parameters, and what a step makes of a batch, should stay in the
 # cache while there are enough of them to share the cost of each call; on a GPU memory is the limit.
-_CPU_PARAMETERS: Final = 1 << 19
+_CPU_PARAMETERS: Final = 1 << 20
 _CPU_NUMBERS: Final = 1 << 20
 _CPU_CLIENTS: Final = 256
 _CPU_FEW: Final = 4
