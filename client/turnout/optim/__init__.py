@@ -6,8 +6,27 @@ between rounds is an option there. Importing this package registers them.
 
 from __future__ import annotations
 
+from turnout.optim.auon import AuON, HybridAuON, newton_schulz
 from turnout.optim.base import ModuleOptimizer, StatePolicy
 from turnout.optim.classp import CLASSP
+from turnout.optim.eco import ECOSGD, ECOAdamW
+from turnout.optim.frugal import FRUGAL
+from turnout.optim.quantizers import FixedGrid, Float8Grid, IntegerGrid, Quantizer
 from turnout.optim.roles import parameter_roles
 
-__all__ = ["CLASSP", "ModuleOptimizer", "StatePolicy", "parameter_roles"]
+__all__ = [
+    "CLASSP",
+    "ECOSGD",
+    "FRUGAL",
+    "AuON",
+    "ECOAdamW",
+    "FixedGrid",
+    "Float8Grid",
+    "HybridAuON",
+    "IntegerGrid",
+    "ModuleOptimizer",
+    "Quantizer",
+    "StatePolicy",
+    "newton_schulz",
+    "parameter_roles",
+]
