@@ -12,6 +12,7 @@ GRADIENT: Final = "gradient"
 BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
+OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -21,6 +22,7 @@ CONTINUAL: Final = "continual"
 EXTRAPOLATE: Final = "extrapolate"
 PROXIMAL_MU: Final = "proximal-mu"
 DYN_ALPHA: Final = "dyn-alpha"
+CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"
