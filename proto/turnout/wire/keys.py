@@ -12,6 +12,7 @@ GRADIENT: Final = "gradient"
 BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
+SHARED: Final = "shared"
 OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
@@ -22,6 +23,9 @@ CONTINUAL: Final = "continual"
 EXTRAPOLATE: Final = "extrapolate"
 PROXIMAL_MU: Final = "proximal-mu"
 DYN_ALPHA: Final = "dyn-alpha"
+SHARED_DIGEST: Final = "shared-digest"
+KEEP_SHARED: Final = "keep-shared"
+PARTIAL: Final = "partial"
 CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.

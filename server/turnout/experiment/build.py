@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from turnout.allocation import Allocator
 from turnout.experiment.check import KNOWN, blamed
 from turnout.experiment.methods import load_methods
 from turnout.experiment.model import Experiment
@@ -18,11 +19,12 @@ from turnout.experiment.sections import EXTERNAL as EXTERNAL
 from turnout.simulation import LocalGrid
 from turnout.simulation.participation import ParticipationModel
 from turnout.strategies import StreamingStrategy
-from turnout.wire import ConfigError, find
+from turnout.wire import ConfigError, find, methods
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+    from turnout.peft import AdapterConfig
     from turnout.tasks import Task
 
 T = TypeVar("T")
@@ -51,7 +53,7 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
         )
     data = make_task(experiment) if task is None else task
     participation = make_participation(experiment, data)
-    strategy = make_strategy(experiment, data.num_clients, participation)
+    strategy = make_strategy(experiment, data.num_clients, participation, lambda: data)
     app = make_app(experiment, data)
     simulation = experiment.simulation
     grid = _made(
@@ -73,7 +75,9 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
 
 def make_task(experiment: Experiment) -> Task:
     """Return the task, its data read. Raises `ConfigError` with the value's place, `DataError`."""
-    return _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    task = _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    options = experiment.peft.options if experiment.peft is not None else ()
+    return _made(experiment, "peft", options, lambda: _adapted(experiment, task))
 
 
 def make_participation(experiment: Experiment, clients: Clients) -> ParticipationModel:
@@ -88,15 +92,24 @@ def make_participation(experiment: Experiment, clients: Clients) -> Participatio
 
 
 def make_strategy(
-    experiment: Experiment, num_clients: int, participation: ParticipationModel
+    experiment: Experiment,
+    num_clients: int,
+    participation: ParticipationModel,
+    task: Callable[[], Task],
 ) -> StreamingStrategy:
-    """Return the strategy. Raises `ConfigError` with the value's place."""
-    return _made(
+    """Return the strategy; ``task`` is asked for what adapters share. Raises `ConfigError` with the place."""
+    strategy = _made(
         experiment,
         "strategy",
         experiment.strategy.options,
         lambda: _build_strategy(experiment, num_clients, participation),
     )
+    if experiment.peft is not None:
+        from turnout.experiment.adapters import couple
+
+        options = experiment.peft.options
+        _made(experiment, "peft", options, lambda: couple(strategy, _config(experiment), task))
+    return strategy
 
 
 def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -> ClientApp:
@@ -124,6 +137,26 @@ def _build_task(experiment: Experiment) -> Task:
     return task
 
 
+def _adapted(experiment: Experiment, task: Task) -> Task:
+    """Return ``task`` with the experiment's adapters on its model."""
+    if experiment.peft is None:
+        return task
+    from turnout.peft import AdaptedTask
+
+    adapted = AdaptedTask(task, _config(experiment))
+    adapted.model()  # What does not fit the model fails here, not in the first client.
+    return adapted
+
+
+def _config(experiment: Experiment) -> AdapterConfig:
+    """Return the configuration of the experiment's adapters."""
+    load_methods()
+    assert experiment.peft is not None
+    options = _spoken({"seed": experiment.run.seed, **experiment.peft.options})
+    config: AdapterConfig = find("adapter", experiment.peft.name).target(**options)
+    return config
+
+
 def _build_strategy(
     experiment: Experiment, num_clients: int, participation: ParticipationModel
 ) -> StreamingStrategy:
@@ -135,12 +168,30 @@ def _build_strategy(
         options["participation"] = {i: float(p) for i, p in enumerate(rates) if p > 0} if missing else rates
     options.setdefault("seed", experiment.run.seed)
     strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
+    if experiment.peft is not None:
+        strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
+        strategy.allocator = _made(
+            experiment, "peft", experiment.peft.options, lambda: _allocator(experiment)
+        )
     cohort = getattr(strategy, "clients_per_round", None)
     if cohort is not None and cohort > num_clients:
         raise ConfigError(
             f"clients_per_round={cohort}, but the task has num_clients={num_clients}; lower it to that."
         )
     return strategy
+
+
+def _allocator(experiment: Experiment) -> Allocator | None:
+    """Return what decides for the experiment's adapter between rounds; None when nothing has to."""
+    assert experiment.peft is not None
+    slug = experiment.peft.name
+    if slug not in {entry.slug for entry in methods("allocator")}:
+        return None
+    target = find("allocator", slug).target
+    known = {"seed": experiment.run.seed, **_spoken(experiment.peft.options)}
+    known["local_steps"] = _spoken(experiment.client).get("local_steps")
+    allocator: Allocator = target(**{n: known[n] for n in accepted_options(target)[0] if n in known})
+    return allocator
 
 
 def _build_mods(experiment: Experiment, seed: int) -> list[Any]:
