@@ -30,6 +30,7 @@ if _find_spec("torch") is not None:
         Shards,
         make_partitioner,
     )
+    from turnout.tasks.vader_sentiment import VaderSentiment
     from turnout.tasks.wls import Wls
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Partitioner",
     "Shards",
     "Task",
+    "VaderSentiment",
     "Wls",
     "known_loss",
     "load_fashion_mnist",

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from turnout.tasks.losses import known_loss
 from turnout.tasks.models import image_model
-from turnout.tasks.partition import IntArray, Partition, Partitioner, make_partitioner
+from turnout.tasks.partition import IntArray, Partition, Partitioner, make_partitioner, natural_count
 from turnout.tasks.task import ClientData, Task, Vector
 from turnout.wire.errors import ConfigError
 
@@ -54,10 +54,11 @@ class ClassificationTask(Task):
         train: Examples,
         test: Examples,
         *,
-        num_clients: int,
+        num_clients: int | None,
         partition: str | Partitioner,
         seed: int,
         partition_options: dict[str, Any],
+        groups: IntArray | None = None,
     ) -> None:
         if isinstance(partition, str):
             partition = make_partitioner(partition, **partition_options)
@@ -66,9 +67,11 @@ class ClassificationTask(Task):
                 f"partition options {sorted(partition_options)} go with a partition given by name; "
                 "set them on the partitioner object instead."
             )
+        if num_clients is None:
+            num_clients = natural_count(partition, groups)
         self.seed = seed
         self.num_clients = num_clients
-        self.partition: Partition = partition.split(train.labels, num_clients, seed=seed)
+        self.partition: Partition = partition.split(train.labels, num_clients, seed=seed, groups=groups)
         self._train = train
         self._test = test
         self._clients: dict[int, ClientData] = {}

@@ -25,7 +25,6 @@ _building: Final = threading.Lock()
 os.register_at_fork(
     before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
 )
-_EVALUATION_CHUNK: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,14 @@ class Task(ABC):
         Number of clients.
     seed
         Seeds the data's split and the initial model; the run's seed unless it is given.
+    chunk_size
+        Examples that go through the model at once where a whole set does: bounds the memory.
     """
 
     name: str
     num_clients: int
     seed: int = 0
+    chunk_size: int = 2048
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -140,8 +142,8 @@ class Task(ABC):
         training = model.training
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(data), _EVALUATION_CHUNK):
-                x, y = data.x[start : start + _EVALUATION_CHUNK], data.y[start : start + _EVALUATION_CHUNK]
+            for start in range(0, len(data), self.chunk_size):
+                x, y = data.x[start : start + self.chunk_size], data.y[start : start + self.chunk_size]
                 for name, value in self.metrics(model(x), y).items():
                     totals[name] = totals.get(name, 0.0) + value * (len(y) / len(data))
         model.train(training)
