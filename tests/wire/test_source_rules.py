@@ -29,6 +29,7 @@ ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "wire"},
     "client": {"client", "tasks", "wire", "v1"},
+    "peft": {"peft", "tasks", "wire"},
     "tasks": {"tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},

@@ -1,4 +1,4 @@
-"""What is made once and kept on disk: converted models, token ids, features of frozen encoders, source archives."""
+"""What is made once and kept on disk: converted models, token ids, frozen features, source archives."""
 
 from __future__ import annotations
 

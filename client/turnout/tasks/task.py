@@ -20,10 +20,10 @@ Vector = NDArray
 
 # Building a module draws from torch's global generator; every build in Turnout goes through this lock, so
 # that a seeded build in one thread cannot be disturbed by a build in another.
-_building: Final = threading.Lock()
+building: Final = threading.RLock()
 # A forked process must not wait for a thread that it does not have.
 os.register_at_fork(
-    before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
+    before=building.acquire, after_in_parent=building.release, after_in_child=building.release
 )
 
 
@@ -67,6 +67,10 @@ class Task(ABC):
     num_clients: int
     seed: int = 0
     chunk_size: int = 2048
+    target_modules: tuple[str, ...] | None = None
+    """Layers that adapters are put on unless their configuration says otherwise; None: every linear one."""
+    modules_to_save: tuple[str, ...] | None = None
+    """Modules that train whole beside adapters unless their configuration says otherwise: a new head."""
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -110,15 +114,17 @@ class Task(ABC):
         """Return `model` built under ``seed``; torch's global generator is left as it was."""
         import torch
 
-        with _building, torch.random.fork_rng(devices=[]):
+        with building, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.model()
 
     def initial_arrays(self) -> ArrayRecord:
-        """Return the initial model of a run, drawn from the task's ``seed``."""
+        """Return the initial model of a run, drawn from the task's ``seed``: of it, what travels."""
+        from turnout.tasks.travelling import travelling
+
         record = ArrayRecord()
-        for name, tensor in self.seeded_model(self.seed).state_dict().items():
-            record[name] = as_array(tensor.numpy())
+        for name, tensor in travelling(self.seeded_model(self.seed)).items():
+            record[name] = as_array(tensor.detach().numpy())
         return record
 
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
@@ -126,13 +132,19 @@ class Task(ABC):
         data = self.test_data()
         if data is None:
             return {}
+        return self.evaluate_model(self.loaded_model(arrays), data)
+
+    def loaded_model(self, arrays: ArrayRecord) -> nn.Module:
+        """Return the model whose travelling tensors are ``arrays``."""
         import torch
+
+        from turnout.tasks.travelling import travelling
 
         model = self.seeded_model(self.seed)
         with torch.no_grad():
-            for name, tensor in model.state_dict().items():
+            for name, tensor in travelling(model).items():
                 tensor.copy_(torch.tensor(view(arrays[name])))
-        return self.evaluate_model(model, data)
+        return model
 
     def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
         """Return `metrics` of ``model`` in evaluation mode on ``data``, in chunks that bound the memory."""

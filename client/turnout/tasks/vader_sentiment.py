@@ -1,4 +1,4 @@
-"""Sentiment of sentences from four domains, with a real pretrained encoder: the task of federated fine-tuning."""
+"""Sentiment of sentences from four domains, with a pretrained encoder: the task of federated fine-tuning."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _LONGEST: Final = 512
 class VaderSentiment(ClassificationTask):
     """Positive or negative, for 19,136 human-rated sentences of four domains (Hutto and Gilbert, ICWSM 2014).
 
-    Sentences whose mean rating is beyond 0.5 on a scale from -4 to 4. Inputs are token ids, int32 (n, tokens),
-    padded with 0. A fifth of each domain's reviews and articles (where it has none: of its sentences) is the
-    test set. The server's accuracy and loss are means over the domains.
+    Sentences whose mean rating is beyond 0.5 on a scale from -4 to 4. Inputs are token ids, int32
+    (n, tokens), padded with 0. A fifth of each domain's reviews and articles (where it has none: of its
+    sentences) is the test set. The server's accuracy and loss are means over the domains.
 
     num_clients
         Number of clients; the data's own number with ``partition = "natural"``.
@@ -99,10 +99,11 @@ class VaderSentiment(ClassificationTask):
         self._test_domains = sentences.domains[test]
         labels = (sentences.ratings > 0).astype(np.int64)
         groups = (sentences.domains if clients == "domain" else sentences.documents)[train]
-        inputs = self._inputs()
+        if model == "minilm":
+            self.target_modules, self.modules_to_save = minilm.TARGETS, ("classifier",)
         super().__init__(
-            Examples(inputs[train], labels[train]),
-            Examples(inputs[test], labels[test]),
+            Examples(self._inputs(train), labels[train]),
+            Examples(self._inputs(test), labels[test]),
             num_clients=num_clients,
             partition=partition,
             seed=seed,
@@ -110,10 +111,10 @@ class VaderSentiment(ClassificationTask):
             partition_options=partition_options,
         )
 
-    def _inputs(self) -> np.ndarray[Any, Any]:
+    def _inputs(self, rows: IntArray) -> np.ndarray[Any, Any]:
         if self.model_name == "minilm":
-            return self._ids
-        return minilm.frozen_features(self._ids, [VADER.sha256, self._tokens, _FORMAT])
+            return self._ids[rows]
+        return minilm.frozen_features(self._ids[rows])
 
     def model(self) -> nn.Module:
         """Return MiniLM with a new linear head, or the head alone."""
@@ -126,7 +127,7 @@ class VaderSentiment(ClassificationTask):
         return torch.from_numpy(np.ascontiguousarray(raw))
 
     def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
-        """Return loss and accuracy; on the test set the means over the domains, and each domain's accuracy."""
+        """Return loss and accuracy; on the test set means over the domains, and each domain's accuracy."""
         if data is not self._test_data:
             return super().evaluate_model(model, data)
         found: dict[str, dict[str, float]] = {}

@@ -73,7 +73,9 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
 
 def make_task(experiment: Experiment) -> Task:
     """Return the task, its data read. Raises `ConfigError` with the value's place, `DataError`."""
-    return _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    task = _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    options = experiment.peft.options if experiment.peft is not None else ()
+    return _made(experiment, "peft", options, lambda: _adapted(experiment, task))
 
 
 def make_participation(experiment: Experiment, clients: Clients) -> ParticipationModel:
@@ -122,6 +124,19 @@ def _build_task(experiment: Experiment) -> Task:
         options.setdefault("seed", experiment.run.seed)
     task: Task = target(**options)
     return task
+
+
+def _adapted(experiment: Experiment, task: Task) -> Task:
+    """Return ``task`` with the experiment's adapters on its model."""
+    if experiment.peft is None:
+        return task
+    from turnout.peft import AdaptedTask
+
+    config = find("adapter", experiment.peft.name).target
+    options = _spoken({"seed": experiment.run.seed, **experiment.peft.options})
+    adapted = AdaptedTask(task, config(**options))
+    adapted.model()  # What does not fit the model fails here, not in the first client.
+    return adapted
 
 
 def _build_strategy(

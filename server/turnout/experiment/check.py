@@ -29,7 +29,10 @@ _HIDDEN: Final[Mapping[str, Collection[str]]] = {
     "participation": ("num_clients", "probabilities"),
     "strategy": (),
     "link": (),
+    "peft": (),
 }
+# What methods of a section are registered as, where it is not the section's name.
+_KINDS: Final = {"peft": "adapter"}
 _PYDANTIC: Final = {
     "int_type": "must be a whole number.",
     "float_type": "must be a number.",
@@ -67,12 +70,20 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
             )
         ]
     checked, problems = dict(values), []
-    for section in ("task", "strategy", "participation", "link"):
+    for section in ("task", "peft", "strategy", "participation", "link"):
         method = values.get(section)
         if method is not None:
             checked[section], found = check_method(section, method)
             problems += found
     if external:
+        if values.get("peft") is not None:
+            problems.append(
+                Problem(
+                    ("peft",),
+                    f"[peft] has no effect: task.name = {EXTERNAL!r} leaves the model to the clients' own "
+                    "app; remove the section.",
+                )
+            )
         checked["client"] = {}  # Nobody reads it: how its clients train is their app's affair.
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
@@ -96,7 +107,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     """Return a section that names a method, options converted and defaults filled in, and what is wrong."""
     key = "model" if section == "participation" else "name"
     try:
-        target = find(section, method.name).target
+        target = find(_KINDS.get(section, section), method.name).target
         key = "partition"
         known = _known_options(section, method, target)
     except ConfigError as error:
@@ -120,7 +131,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     if section == "strategy" and not problems:
         extra, found = _check_strategy(target, values, extra, known)
         problems += found
-    if section == "link" and not problems:
+    if section in ("link", "peft") and not problems:
         problems += _attempt(section, values, lambda: target(**values))
     return Method(name=method.name, options={**_filled(values, known, hidden), **extra}), problems
 

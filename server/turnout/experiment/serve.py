@@ -335,7 +335,9 @@ def for_clients(experiment: Experiment) -> str:
     if experiment.task.name == EXTERNAL:
         return ""
     whole = experiment.resolved()
-    shared: dict[str, Any] = {name: whole[name] for name in ("task", "client", "link") if name in whole}
+    shared: dict[str, Any] = {
+        name: whole[name] for name in ("task", "peft", "client", "link") if name in whole
+    }
     return tomli_w.dumps({"run": {"seed": experiment.run.seed}, **shared})
 
 

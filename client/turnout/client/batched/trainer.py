@@ -276,6 +276,8 @@ def _unfit(module: nn.Module) -> str | None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             return f"the model's layer {name!r} draws random numbers while it trains."
+        if not getattr(layer, "stackable", True):
+            return f"the model's layer {name!r} has a gradient of its own, for one client at a time."
     try:
         FlatModel(module)
     except LayoutError as error:

