@@ -1,0 +1,257 @@
+"""Federated fine-tuning of MiniLM on VADER's four domains: every adapter, beside a linear head and full training.
+
+    python benchmarks/peft.py [--only lora paca] [--out docs/results/peft.jsonl]
+    python benchmarks/peft.py --publish        # the table in docs/peft-benchmarks.md, from the figures
+
+Four silos (tweets, Amazon reviews, film reviews, editorials), 10 rounds of FedAvg, in each of which every silo
+takes `STEPS` AdamW steps (state anew each round) of `BATCH` sentences out of its 2,000. Accuracy is the mean over
+the four domains on the whole test set (3,852 sentences; one standard error is about 0.6 points). Each method's
+learning rate is the one of its grid with the lowest validation loss after `TUNING_ROUNDS` rounds, on a part of the
+training set; the test set is looked at once, at the end.
+
+Methods run one after another, each in a process of its own on one thread: ``seconds`` is the CPU time of the 10
+rounds, so that others on the machine matter less; ``peak_mb`` the largest resident memory of that process, of which
+``import_mb`` were there before the run; ``saved_mb`` what autograd keeps for the backward pass of one batch of 16
+sentences of 32 tokens. ``up`` and ``down`` are the bytes of one client's messages in one round as the gRPC fleet
+frames them. Finished methods are in ``--out`` and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS = DOCS / "results" / "peft.jsonl"
+PAGE = DOCS / "peft-benchmarks.md"
+BEGIN, END = "<!-- table: written by --publish -->", "<!-- end of table -->"
+
+ROUNDS, STEPS, BATCH, TUNING_ROUNDS = 10, 4, 16, 3
+TASK: dict[str, Any] = {
+    "name": "vader-sentiment",
+    "tokens": 32,
+    "train_per_domain": 2000,
+    "test_per_domain": 500,
+}
+VALIDATION = {"holdout": "validation", "test_per_domain": 100}
+GRID = (5e-4, 2e-3, 8e-3)
+FFN_DOWN = ["output.dense"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is measured: ``peft`` are the adapter's options (None: no adapter), ``grid`` its learning rates."""
+
+    name: str
+    peft: dict[str, Any] | None = None
+    grid: tuple[float, ...] = GRID
+    task: dict[str, Any] = field(default_factory=dict)
+    client: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+# Sizes are those that come nearest to LoRA's 73,728 numbers on query and value.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 8, "lora_alpha": 16},
+    "miss": {"r": 16},
+    "bone": {"r": 16},
+    "paca": {"r": 16, "paca_alpha": 16},
+    "s2ft": {"target_modules": r".*layer\.\d+\.output\.dense", "d_ratio": 0.021},
+    "lift": {"r": 8, "filter_rank": 32},
+}
+GRIDS: dict[str, tuple[float, ...]] = {}
+
+
+def every_method() -> dict[str, Method]:
+    """Return the methods: the baselines and whatever adapters are registered."""
+    from turnout.experiment.methods import load_methods
+    from turnout.wire import methods
+
+    load_methods()
+    head = {"local_steps": "none", "local_epochs": 1, "batch_size": 32}
+    pooled = {"partition": "iid", "num_clients": 1}
+    lora = OPTIONS["lora"]
+    found = [
+        Method("head", grid=(3e-4, 1e-3, 3e-3, 1e-2), task={"model": "frozen-minilm"}, client=head,
+               note="frozen encoder, linear head; 10 rounds of a whole local epoch each"),
+        Method("lora-central", {"name": "lora", **lora}, task=pooled, client={"batch_size": 4 * BATCH},
+               note="LoRA on the pooled data, as many steps of four times the batch"),
+        *(Method(e.slug, {"name": e.slug, **OPTIONS.get(e.slug, {})}, GRIDS.get(e.slug, GRID))
+          for e in methods("adapter")),
+        Method("full", grid=(3e-5, 1e-4, 3e-4), note="every weight of the encoder travels"),
+    ]  # fmt: skip
+    return {method.name: method for method in found}
+
+
+def experiment(method: Method, lr: float, rounds: int, seed: int, **task: Any) -> Any:
+    """Return the method's experiment."""
+    from turnout.experiment import Experiment
+
+    table: dict[str, Any] = {
+        "run": {"rounds": rounds, "seed": seed},
+        "task": {**TASK, **method.task, **task},
+        "client": {
+            "optimizer": "adamw", "lr": lr, "batch_size": BATCH, "local_steps": STEPS, "device": "cpu",
+            **method.client,
+        },
+        "strategy": {"name": "fedavg"},
+        "participation": {"model": "bernoulli", "probabilities": 1.0},
+        "link": {"name": "meter"},
+        "simulation": {"executor": "serial"},
+    }  # fmt: skip
+    if method.peft is not None:
+        table["peft"] = method.peft
+    return Experiment.from_dict(table)
+
+
+def train(method: Method, lr: float, rounds: int, seed: int, **task: Any) -> tuple[dict[str, Any], Any]:
+    """Return the scores of one run with its cost, and the task."""
+    from turnout.experiment.build import build
+
+    federation = build(experiment(method, lr, rounds, seed, **task))
+    METER.clear()
+    began = time.process_time()
+    initial = federation.task.initial_arrays()
+    arrays = federation.strategy.start(federation.grid, initial, num_rounds=rounds).arrays
+    seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scores = federation.task.evaluate(arrays)
+    return {**scores, "lr": lr, "seconds": seconds, "peak_mb": peak, **METER.means()}, federation.task
+
+
+class Meter(dict[str, list[int]]):
+    """Bytes of every message of a run, by direction."""
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(sizes) / len(sizes) for name, sizes in self.items()}
+
+
+METER = Meter()
+
+
+def register_meter() -> None:
+    """Make the link "meter" known: it notes how long each request and reply is on the wire."""
+    from turnout.wire import register
+    from turnout.wire.replies import encode_reply
+    from turnout.wire.work import WorkEncoder
+
+    @register("meter", kind="link", summary="Notes the bytes of every message")
+    class MeterLink:
+        def __init__(self, *, seed: int = 0) -> None:
+            pass
+
+        def __call__(self, message: Any, context: Any, call_next: Any) -> Any:
+            work = WorkEncoder(count(1), server_round=1).encode(message.content, "train", "")
+            frames = sum(len(frame) for payload in work.payloads for frame in payload.frames)
+            METER.setdefault("down", []).append(len(work.head) + frames)
+            known = {layout.digest: layout for layout in work.layouts.values()}
+            reply = call_next(message, context)
+            encoded = encode_reply(reply.content, known)
+            METER.setdefault("up", []).append(len(encoded.head) + sum(p.nbytes for p in encoded.pieces))
+            return reply
+
+
+def saved_megabytes(task: Any) -> float:
+    """Return what autograd keeps for one batch of 16 sentences of 32 tokens: storages, each once."""
+    import torch
+
+    model = task.seeded_model(0)
+    owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    data = task.client_data(0)
+    if data.x.dtype.is_floating_point:
+        x = data.x[:16]
+    else:
+        x = torch.randint(1000, 30000, (16, 32), generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = task.loss(model(x), torch.zeros(16, dtype=torch.int64))
+    del loss
+    return sum(kept.values()) / 2**20
+
+
+def measure(method: Method, seed: int) -> dict[str, Any]:
+    """Choose the method's learning rate, run it, and return its figures."""
+    import torch
+
+    torch.set_num_threads(1)
+    register_meter()
+    tried = []
+    for lr in method.grid:
+        scores, _ = train(method, lr, TUNING_ROUNDS, seed, **VALIDATION)
+        tried.append({"lr": lr, "loss": scores["loss"], "accuracy": scores["accuracy"]})
+        print(f"{method.name}: lr {lr:g}, validation {tried[-1]}", file=sys.stderr, flush=True)
+    best = min(tried, key=lambda t: (t["loss"] != t["loss"], t["loss"]))["lr"]
+    scores, task = train(method, best, ROUNDS, seed)
+    from turnout.wire import ParameterLayout, find
+
+    kind = find("adapter", method.peft["name"]).target if method.peft else None
+    return {
+        "method": method.name,
+        "parameters": ParameterLayout.from_arrays(task.initial_arrays()).size,
+        "aggregation": getattr(kind, "aggregation", "exact"),
+        "options": method.peft or {},
+        **scores,
+        "saved_mb": saved_megabytes(task),
+        "tuning": tried,
+        "grid_edge": best in (min(method.grid), max(method.grid)),
+        "rounds": ROUNDS,
+        "seed": seed,
+    }
+
+
+def finished(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the figures in ``path`` by method and seed; the last line of a method counts."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines if line]
+    return {(row["method"], row["seed"]): row for row in rows}
+
+
+def run_missing(names: Iterable[str], path: Path, seed: int) -> None:
+    """Measure what is not in ``path`` yet, each method in a new process; one that fails is said and left out."""
+    for name in names:
+        if (name, seed) in finished(path):
+            continue
+        command = [sys.executable, __file__, "--one", name, "--seed", str(seed)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"{name}: failed", file=sys.stderr, flush=True)
+            continue
+        with path.open("a", encoding="utf-8") as file:
+            file.write(done.stdout.splitlines()[-1] + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--publish", action="store_true", help="write the table into docs/peft-benchmarks.md")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    known = every_method()
+    if arguments.one:
+        print(json.dumps(measure(known[arguments.one], arguments.seed)))
+        return
+    run_missing(arguments.only or known, arguments.out, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
