@@ -28,6 +28,16 @@ class Examples:
         """Return the examples ``rows``."""
         return Examples(self.x[rows], self.labels[rows])
 
+    def sample(self, count: int | None, field: str, seed: int) -> Examples:
+        """Return ``count`` random examples, all when None; `ConfigError` about ``field`` if too many."""
+        if count is None:
+            return self
+        if not 1 <= count <= len(self.labels):
+            raise ConfigError(
+                f"{field}={count} is not possible; use 1 to {len(self.labels)} or leave it out."
+            )
+        return self.take(np.random.default_rng([seed, 0]).permutation(len(self.labels))[:count])
+
 
 def split_examples(examples: Examples, test_fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Return (train, test): a shuffled split drawn under ``seed``."""
