@@ -28,7 +28,7 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "wire"},
-    "client": {"client", "tasks", "wire", "v1"},
+    "client": {"client", "peft", "tasks", "wire", "v1"},
     "peft": {"peft", "tasks", "wire"},
     "tasks": {"tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},

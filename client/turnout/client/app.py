@@ -18,6 +18,7 @@ from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
+from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
 from turnout.tasks.task import ClientData, Task
@@ -106,6 +107,7 @@ class Trainer:
         self.options = options
         self._device = options.resolved_device
         self._local = threading.local()
+        self._shared = SharedStates()
         self._on_device: dict[int, ClientData] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,6 +151,7 @@ class Trainer:
         client = self._client(context)
         data = self._data(client)
         model = self._model()
+        self._shared.apply(message.content, context, model)
         model.load(_arrays(message.content))
         metrics: dict[str, int | float] = dict(self.task.evaluate_model(model.module, data))
         metrics |= {keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client}
@@ -169,6 +172,7 @@ class Trainer:
         data = self._data(client)
         asked = self.asked(content)
         model = self._model()
+        self._shared.apply(content, context, model)
         model.load(_arrays(content))
         return LocalRound(
             client=client,

@@ -29,6 +29,7 @@ class FlatModel:
 
     def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
         self.module = place(module, device)
+        self.shared_digest = ""  # Of the state that the server handed out for its adapters, if it did.
         state = travelling(module)
         self.layout = ParameterLayout.from_arrays(
             {name: as_array(tensor.detach().cpu().numpy()) for name, tensor in state.items()}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from turnout.peft.attach import attach
+from turnout.peft.attach import Adapted, attach
 from turnout.peft.config import AdapterConfig
 from turnout.tasks.task import ClientData, Task, Vector, building
 from turnout.tasks.travelling import copy_sharing_frozen
+from turnout.wire.arrays import as_array
 
 
 class AdaptedTask(Task):
@@ -34,6 +38,7 @@ class AdaptedTask(Task):
             changes["modules_to_save"] = task.modules_to_save
         self.config = replace(config, **changes)
         self._prototype: nn.Module | None = None
+        self._first_shared: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prototype": None}
@@ -46,8 +51,41 @@ class AdaptedTask(Task):
         """Return a new adapted model on the shared base; it follows from the seeds of task and config."""
         with building:
             if self._prototype is None:
-                self._prototype = attach(self.task.seeded_model(self.task.seed), self.config).module
+                adapted = attach(self.task.seeded_model(self.task.seed), self.config)
+                self._prototype, self._first_shared = adapted.module, adapted.shared_state()
             return copy_sharing_frozen(self._prototype)
+
+    def shared_arrays(self) -> dict[str, Vector]:
+        """Return what the server must fix for all clients, as a run starts with it; empty for most methods.
+
+        Models that come from here have it again, if it was replaced.
+        """
+        self.model()
+        arrays = {name: tensor.numpy().copy() for name, tensor in self._first_shared.items()}
+        self.load_shared_arrays(arrays)
+        return arrays
+
+    def load_shared_arrays(self, arrays: Mapping[str, Vector]) -> None:
+        """Make models with these `shared_arrays` from now on. Raises `ConfigError` for others' ones."""
+        self.model()
+        with building:
+            Adapted.of(self._prototype).load_shared_state(
+                {name: torch.tensor(array) for name, array in arrays.items()}
+            )
+
+    def refreshed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Vector]]:
+        """Pick what is shared anew, from the weights that ``arrays`` make; return the model and the new state.
+
+        The model's function stays as it was. Models that come from here have the new state.
+        """
+        adapted = Adapted.of(self.loaded_model(arrays))
+        self.config.refresh(adapted.layers)
+        shared = {name: tensor.numpy().copy() for name, tensor in adapted.shared_state().items()}
+        self.load_shared_arrays(shared)
+        record = ArrayRecord()
+        for name, tensor in adapted.trainable_state_dict().items():
+            record[name] = as_array(tensor.numpy().copy())
+        return record, shared
 
     def client_data(self, client: int) -> ClientData:
         """Return the task's training examples of ``client``."""

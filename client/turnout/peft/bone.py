@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
@@ -58,7 +58,7 @@ class MissConfig(AdapterConfig):
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> AdapterLayer:
         """Return the adapter of ``base_layer``. Raises `ConfigError` where the block does not fit."""
-        d_out, d_in = base_layer.weight.shape
+        d_out, d_in = weight_of(base_layer).shape
         if self.r > d_in:
             raise ConfigError(f"r={self.r} is more than the {d_in} inputs of {name!r}; use at most {d_in}.")
         if self.init_weights == "bat":
@@ -129,5 +129,5 @@ class Miss(AdapterLayer):
         """Return the base layer's output plus ``S D``, S the sum over the inputs' shards of length r."""
         base: Tensor = self.base_layer(x)
         padded = pad(x, (0, -x.shape[-1] % self.config.r))
-        shards = padded.unflatten(-1, (-1, self.config.r)).sum(-2)
+        shards = padded.reshape(*padded.shape[:-1], -1, self.config.r).sum(-2)
         return base + linear(shards.to(self.miss_block.dtype), self.block().T).to(base.dtype)

@@ -15,7 +15,7 @@ from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
-Aggregation = Literal["exact", "approximate"]
+Aggregation = Literal["exact", "approximate", "exact-svd"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,6 +44,8 @@ class AdapterConfig(ABC):
     """
 
     aggregation: ClassVar[Aggregation]
+    svd_factors: ClassVar[tuple[str, str, float] | None] = None
+    """Names of the factors A and B and the scale of ``scale B A``, for a server that averages the products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     target_modules: str | tuple[str, ...] | None = None
@@ -77,6 +79,9 @@ class AdapterConfig(ABC):
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}
+
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick what the layers share anew, from their present weights, where the method says so."""
 
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from turnout.peft.config import AdapterConfig
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight of a linear layer, shape (d_out, d_in)."""
+    return cast(Tensor, layer.weight)
+
+
 class AdapterLayer(nn.Module, ABC):
     """Takes the place of ``base_layer`` (frozen; a linear one has weight W, shape (d_out, d_in)).
 
@@ -37,7 +42,7 @@ class AdapterLayer(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight: W, or W + delta while merged."""
-        return cast(Tensor, self.base_layer.weight)
+        return weight_of(self.base_layer)
 
     @property
     def base_weight(self) -> Tensor:

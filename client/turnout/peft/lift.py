@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
@@ -55,7 +56,12 @@ class LiftConfig(AdapterConfig):
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Lift:
         """Return the adapter of ``base_layer``, its entries picked from the base's weight."""
-        return Lift(base_layer, self, self.principal(base_layer.weight, name))
+        return Lift(base_layer, self, self.principal(weight_of(base_layer), name))
+
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick the principal entries anew, see `Lift.refresh`."""
+        for name, layer in layers.items():
+            cast(Lift, layer).refresh(name)
 
     def principal(self, weight: Tensor, name: str) -> Tensor:
         """Return the flat indices (k,) of the principal entries of ``weight``, ascending."""
@@ -76,14 +82,14 @@ def low_rank(weight: Tensor, rank: int, niter: int | None, generator: torch.Gene
     rank = min(rank, *matrix.shape)
     if niter is None:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return (u[:, :rank] * s[:rank]) @ vh[:rank]
+        return cast(Tensor, (u[:, :rank] * s[:rank]) @ vh[:rank])
     directions = min(2 * rank, *matrix.shape)
     basis = matrix @ torch.randn(matrix.shape[1], directions, generator=generator)
     for _ in range(niter):
         basis = matrix @ (matrix.T @ torch.linalg.qr(basis).Q)
     q = torch.linalg.qr(basis).Q
     u, s, vh = torch.linalg.svd(q.T @ matrix, full_matrices=False)
-    return (q @ u[:, :rank] * s[:rank]) @ vh[:rank]
+    return cast(Tensor, (q @ u[:, :rank] * s[:rank]) @ vh[:rank])
 
 
 class Lift(AdapterLayer):

@@ -70,6 +70,8 @@ def refresh(adapted: Adapted, optimizer: LiftAdamW | None = None) -> None:
     """
     for name, layer in adapted.layers.items():
         old = cast(Lift, layer).refresh(name)
-        state = optimizer.state.get(cast(Lift, layer).lift_values) if optimizer is not None else None
-        for moment in ("m", "v") if state else ():
+        state: dict[str, Any] = {}
+        if optimizer is not None:
+            state = optimizer.state.get(cast(Lift, layer).lift_values, state)
+        for moment in {"m", "v"} & set(state):
             state[moment] = torch.where(old >= 0, state[moment][old.clamp(min=0)], 0.0)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.peft.config import AdapterConfig
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_number
+from turnout.wire.errors import unknown_name
 from turnout.wire.registry import register
 
 
@@ -32,11 +33,15 @@ class LoraConfig(AdapterConfig):
         Numerator of the scale.
     use_rslora
         Scale by ``lora_alpha / sqrt(r)`` instead.
+    aggregation
+        "approximate" averages the factors. "exact-svd" averages the dense updates ``s B A``, with
+        whichever rule the strategy has, and sends factors of the result's best approximation of rank r; costs
+        the server memory for dense layers and an SVD of each in every round.
     init_lora_weights
         True draws A as ``nn.Linear`` does; "gaussian" from N(0, 1/r^2). B starts at 0.
     """
 
-    aggregation: ClassVar[Aggregation] = "approximate"
+    aggregation: Literal["approximate", "exact-svd"] = "approximate"  # type: ignore[misc]
 
     r: int = 8
     lora_alpha: float = 8
@@ -46,7 +51,14 @@ class LoraConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_rank()
+        if self.aggregation not in ("approximate", "exact-svd"):
+            raise unknown_name("aggregation", str(self.aggregation), ("approximate", "exact-svd"))
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
+
+    @property
+    def svd_factors(self) -> tuple[str, str, float] | None:
+        """The factors' names and the scale, if the server averages dense updates."""
+        return ("lora_A", "lora_B", self.scale) if self.aggregation == "exact-svd" else None
 
     @property
     def scale(self) -> float:

@@ -1,4 +1,4 @@
-"""PaCA trains a few input columns of each weight in place (Partial Connection Adaptation, arXiv 2503.01905)."""
+"""PaCA, Partial Connection Adaptation: some input columns are trained in place (arXiv 2503.01905)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.peft.selected import add_inputs, dense
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError
@@ -51,7 +51,7 @@ class PacaConfig(AdapterConfig):
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Paca:
         """Return the adapter of ``base_layer``. Raises `ConfigError` for more columns than it has."""
-        columns = base_layer.weight.shape[1]
+        columns = weight_of(base_layer).shape[1]
         if self.r > columns:
             raise ConfigError(
                 f"r={self.r} is more than the {columns} inputs of {name!r}; use at most {columns}."

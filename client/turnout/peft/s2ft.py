@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.peft.selected import add_inputs, add_outputs, dense
 from turnout.peft.targets import matches
 from turnout.tasks.validation import check_count, check_number
@@ -123,7 +123,7 @@ class S2ftConfig(AdapterConfig):
         names = sorted(pool)
         units = []
         for name in names:
-            channels = pool[name].weight.shape[dim]
+            channels = weight_of(pool[name]).shape[dim]
             if channels % width:
                 raise ConfigError(f"head_dim={width} does not divide the {channels} channels of {name!r}.")
             units.append(channels // width)

@@ -34,11 +34,16 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
         chosen = {n: p for n, p in free.items() if isinstance(p, config.adapts) and p is not output}
     else:
         chosen = {n: p for n, p in free.items() if matches(n, wanted)}
+    if not chosen and isinstance(wanted, tuple) and wanted:
+        raise unknown_name("layer in target_modules", wanted[0], _adaptable(config, free))
     if config.exclude_modules is not None:
         chosen = {n: p for n, p in chosen.items() if not matches(n, config.exclude_modules)}
-    chosen = config.targets(module, chosen)
+    chosen = dict(config.targets(module, chosen))
     if not chosen:
-        raise _nothing(config, free)
+        raise ConfigError(
+            f"target_modules={wanted!r} and exclude_modules={config.exclude_modules!r} leave no layer to "
+            f"adapt. Layers that can be adapted: {', '.join(_adaptable(config, free)) or 'none'}."
+        )
     for name, part in chosen.items():
         if not isinstance(part, config.adapts):
             kinds = ", ".join(kind.__name__ for kind in config.adapts)
@@ -84,11 +89,5 @@ def _output_embedding(module: nn.Module) -> nn.Module | None:
     return output if isinstance(output, nn.Module) else None
 
 
-def _nothing(config: AdapterConfig, free: Mapping[str, nn.Module]) -> ConfigError:
-    known = sorted({n.rpartition(".")[2] for n, part in free.items() if isinstance(part, config.adapts)})
-    if isinstance(config.target_modules, tuple) and config.target_modules:
-        return unknown_name("layer in target_modules", config.target_modules[0], known)
-    return ConfigError(
-        f"target_modules={config.target_modules!r} and exclude_modules={config.exclude_modules!r} leave no "
-        f"layer to adapt. Layers that can be adapted: {', '.join(known) or 'none'}."
-    )
+def _adaptable(config: AdapterConfig, free: Mapping[str, nn.Module]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name, part in free.items() if isinstance(part, config.adapts)})

@@ -12,6 +12,7 @@ GRADIENT: Final = "gradient"
 BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
+SHARED: Final = "shared"
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -21,6 +22,8 @@ CONTINUAL: Final = "continual"
 EXTRAPOLATE: Final = "extrapolate"
 PROXIMAL_MU: Final = "proximal-mu"
 DYN_ALPHA: Final = "dyn-alpha"
+SHARED_DIGEST: Final = "shared-digest"
+KEEP_SHARED: Final = "keep-shared"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"

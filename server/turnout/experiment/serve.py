@@ -180,7 +180,7 @@ class Served:
     @cached_property
     def strategy(self) -> StreamingStrategy:
         """The strategy, new."""
-        return make_strategy(self.experiment, self.num_clients, self.participation)
+        return make_strategy(self.experiment, self.num_clients, self.participation, lambda: self.task)
 
     @cached_property
     def initial(self) -> ArrayRecord:

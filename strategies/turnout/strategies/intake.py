@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
+from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
@@ -58,7 +59,9 @@ class Intake:
         cohort: Mapping[int, Instruction],
         server_round: int,
         buffers: dict[str, NDArray] | None = None,
+        coordinates: Coordinates | None = None,
     ) -> None:
+        self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
         self._cohort = cohort
@@ -164,6 +167,7 @@ class Intake:
             )
         record = arrays[name]
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
+        vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
@@ -172,6 +176,7 @@ class Intake:
         if name not in arrays:
             raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
         vector = self._layout.flatten(arrays[name], with_buffers=False)
+        vector = self._coordinates.record_inside(name, vector)
         measured(vector, None, out := self._buffer(name), name)
         return out
 
