@@ -19,6 +19,8 @@ _POEMS: Final = frozenset(
 # A line of its own, after an empty one, that opens a speech: "FIRST WITCH." or "Macbeth."
 _SPEAKER: Final = re.compile(r"([A-Z][A-Za-z'\- ]{1,28})\.")
 _NO_SPEAKER: Final = re.compile(r"(ACT|SCENE|EXIT|EXEUNT|FINIS|END)\b|[IVX]+$")
+# Stage directions, which may go over lines; some are never closed.
+_DIRECTION: Final = re.compile(r"\[[^\[\]]{0,800}\]")
 _NOT_SPOKEN: Final = re.compile(r"\[|ACT\b|SCENE\b")
 
 
@@ -45,7 +47,7 @@ def _speeches(text: str) -> Iterator[tuple[str, str]]:
     """Yield (role, line) for every spoken line of a play."""
     role: str | None = None
     before = ""
-    for line in map(str.strip, text.replace("\r", "").split("\n")):
+    for line in map(str.strip, _DIRECTION.sub("", text.replace("\r", "")).split("\n")):
         found = _SPEAKER.fullmatch(line) if not before else None
         if found is not None and not _NO_SPEAKER.match(found[1].upper()):
             role = found[1].upper()

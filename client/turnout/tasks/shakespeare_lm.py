@@ -73,8 +73,9 @@ class ShakespeareLm(Task):
         if tokens > _LONGEST:
             raise ConfigError(f"tokens={tokens} is not possible; use at most {_LONGEST}.")
         self.seed, self.model_name, self._tokens = seed, model, tokens
+        self.target_modules = smollm2.TARGETS  # The character model's layers have the same names.
         if model == "smollm2":
-            self.target_modules, self.chunk_size = smollm2.TARGETS, 8
+            self.chunk_size = 8
         texts = {
             role: text for role, text in load_roles(data_dir, play).items() if len(text) >= min_characters
         }
