@@ -268,7 +268,7 @@ def run_missing(names: Iterable[str], path: Path, seed: int) -> None:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the figures as a table, the most accurate method first; differences are to the federated head."""
+    """Return the figures as a table, the most accurate method first; differences are to ``head``."""
     ordered = sorted(rows, key=lambda row: -row["accuracy"])
     head = next(row["accuracy"] for row in ordered if row["method"] == "head")
     lines = [
@@ -277,16 +277,19 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         "| --- |" + " ---: |" * 9 + " --- |" + " ---: |" * 4,
     ]
     for row in ordered:
-        domains = " | ".join(
-            f"{100 * row[f'accuracy_{name}']:.1f}" for name in ("tweets", "amazon", "movies", "nyt")
-        )
-        lr = f"{row['lr']:g}" + (" (edge)" if row["grid_edge"] else "")
-        gain = "" if row["method"] == "head" else f"{100 * (row['accuracy'] - head):+.1f}"
-        lines.append(
-            f"| `{row['method']}` | {row['parameters']:,} | {row['up'] / 1000:,.1f} | {row['down'] / 1000:,.1f} "
-            f"| {100 * row['accuracy']:.1f} | {gain} | {domains} | {row['aggregation']} | {row['seconds']:.0f} "
-            f"| {row['peak_mb']:.0f} | {row['saved_mb']:.0f} | {lr} |"
-        )
+        cells = [
+            f"`{row['method']}`",
+            f"{row['parameters']:,}",
+            f"{row['up'] / 1000:,.1f}",
+            f"{row['down'] / 1000:,.1f}",
+            f"{100 * row['accuracy']:.1f}",
+            "" if row["method"] == "head" else f"{100 * (row['accuracy'] - head):+.1f}",
+            *(f"{100 * row[f'accuracy_{name}']:.1f}" for name in ("tweets", "amazon", "movies", "nyt")),
+            row["aggregation"],
+            *(f"{row[name]:.0f}" for name in ("seconds", "peak_mb", "saved_mb")),
+            f"{row['lr']:g}" + (" (edge)" if row["grid_edge"] else ""),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

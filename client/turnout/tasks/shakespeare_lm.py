@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -90,12 +91,12 @@ class ShakespeareLm(Task):
         self._train: list[np.ndarray[Any, Any]] = []
         held: list[np.ndarray[Any, Any]] = []
         for role in self.roles:
-            cut = len(blocks[role]) - max(1, round(_HELD_OUT * len(blocks[role])))
-            self._train.append(blocks[role][:cut])
-            held.append(blocks[role][cut:])
+            kept = len(blocks[role]) - max(1, round(_HELD_OUT * len(blocks[role])))
+            self._train.append(blocks[role][:kept])
+            held.append(blocks[role][kept:])
         self._test = _sample(np.concatenate(held), test_examples, seed)
 
-    def _ids(self, texts: list[str], about: list[object]) -> list[np.ndarray[Any, Any]]:
+    def _ids(self, texts: Sequence[str], about: Sequence[object]) -> list[np.ndarray[Any, Any]]:
         if self.model_name == "smollm2":
             return smollm2.token_ids(texts, about)
         return [np.array(character_ids(text), dtype=np.int32) for text in texts]
@@ -131,7 +132,8 @@ class ShakespeareLm(Task):
 def _blocks(ids: np.ndarray[Any, Any], tokens: int) -> np.ndarray[Any, Any]:
     """Return ``ids`` in rows of ``tokens + 1``, the last of which begins the next row."""
     count = max(0, (len(ids) - 1) // tokens)
-    return ids[np.arange(count)[:, None] * tokens + np.arange(tokens + 1)]
+    rows: np.ndarray[Any, Any] = ids[np.arange(count)[:, None] * tokens + np.arange(tokens + 1)]
+    return rows
 
 
 def _data(blocks: np.ndarray[Any, Any]) -> ClientData:

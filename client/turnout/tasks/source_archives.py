@@ -100,7 +100,7 @@ def read_member(archive: tarfile.TarFile, name: str) -> bytes:
     except KeyError:
         file = None
     if file is None:
-        raise DataError(f"{archive.name} has no file {name!r}; it is another version.")
+        raise DataError(f"the source archive has no file {name!r}; it is another version.")
     return file.read()
 
 

@@ -101,7 +101,8 @@ class EfficientNetLite0(nn.Module):
         x = relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        return relu6(self._bn1(self._conv_head(x))).mean(dim=(-2, -1))
+        means: Tensor = relu6(self._bn1(self._conv_head(x))).mean(dim=(-2, -1))
+        return means
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

@@ -113,7 +113,8 @@ def pooled(encoder: nn.Module, ids: Tensor) -> Tensor:
     seen = ids != PAD
     hidden = encoder(ids, attention_mask=seen).last_hidden_state
     total = (hidden * seen.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)
-    return F.normalize(total, dim=-1) * WIDTH**0.5
+    embeddings: Tensor = F.normalize(total, dim=-1) * WIDTH**0.5
+    return embeddings
 
 
 class SentenceClassifier(nn.Module):
