@@ -19,7 +19,6 @@ from turnout.wire.errors import DataError
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 T = TypeVar("T")
 
-_VARIABLE: Final = "TURNOUT_CACHE"
 _SECONDS_BETWEEN_REPORTS: Final = 10.0
 
 
@@ -30,13 +29,13 @@ def cache_folder(part: str) -> Path:
     `DataError` when it cannot be written.
     """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = os.environ.get(_VARIABLE) or f"{home}/turnout"
+    root = os.environ.get("TURNOUT_CACHE") or f"{home}/turnout"
     folder = Path(root).expanduser() / part
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"the cache {folder} cannot be made ({error}); set {_VARIABLE} to a writable folder."
+            f"the cache {folder} cannot be made ({error}); set TURNOUT_CACHE to a writable folder."
         ) from error
     return folder
 
