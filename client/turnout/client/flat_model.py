@@ -9,6 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
+from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import Vector
 from turnout.tasks.travelling import place, travelling
 from turnout.wire.arrays import as_array
@@ -55,6 +56,7 @@ class FlatModel:
                 tensor.grad = self.gradient[piece].view(spec.shape)
         convolves = any(isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)) for part in self.module.modules())
         self._channels_last = convolves and self.parameters.device.type == "cpu"
+        self.parts = TrainingParts(module)
         self.buffers: dict[str, Tensor] = {spec.name: state[spec.name] for spec in self.layout.buffers}
         # On the CPU, the parameters as a NumPy view: reads and writes go past torch.
         self._host: Vector | None = self.parameters.numpy() if self.parameters.device.type == "cpu" else None

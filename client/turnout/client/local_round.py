@@ -14,7 +14,9 @@ from turnout.client.descent import descend
 from turnout.client.flat_model import FlatModel
 from turnout.client.minibatches import generator, minibatches
 from turnout.client.options import TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
+from turnout.client.training_parts import TrainingParts
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
 
@@ -37,6 +39,7 @@ class LocalRound(Work):
     config: ConfigRecord
     content: RecordDict
     state: ClientState
+    optimizer: RoundOptimizer
 
     @property
     def who(self) -> str:
@@ -66,12 +69,20 @@ class LocalRound(Work):
         with torch.no_grad():
             return self.task.loss(self.model.module(self.model.inputs(x)), y)
 
+    def probe(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean loss on a batch in evaluation mode: nothing is drawn, no statistics change."""
+        training = self.model.module.training
+        self.model.train(False)
+        loss = self.loss(batch)
+        self.model.train(training)
+        return loss
+
     def gradient(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
         model, (x, y) = self.model, batch
         model.gradient.zero_()
         loss = self.task.loss(model.module(model.inputs(x)), y)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(model.parts.penalty(loss))
         if self.options.weight_decay:
             self._add_weight_decay()
         return loss.detach()
@@ -130,6 +141,20 @@ class LocalRound(Work):
     ) -> Descent:
         """Train the model in place, see `Work.descend`."""
         return descend(self, centre=centre, rho=rho, linear=linear, server_round=server_round)
+
+    def begin_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer for one local training."""
+        return self.optimizer.begin(self.model, self.lr, self.extra)
+
+    def end_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer's state after a local training."""
+        self.optimizer.end(optimizer, self.model)
+
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Open a local training for the parts of the model that have a say in it, and return them."""
+        now = self.server_round if server_round is None else server_round
+        self.model.parts.start(now, (self.options.seed, self.client, now))
+        return self.model.parts
 
     def admm_solver(self, rho: float) -> AdmmSolver | None:
         """Return the task's exact proximal steps for this client, or None when there are none."""

@@ -53,8 +53,8 @@ class SharedStates:
         if shared_digest(arrays) != digest:
             held = "another one" if arrays else "none"
             raise ConfigError(
-                f"the request is about the shared state {digest}, and this client has {held}; the server must "
-                "send it along."
+                f"the request is about the shared state {digest}, and this client has {held}; the server "
+                "must send it along."
             )
         while len(self._known) >= _MOST_KNOWN:
             self._known.pop(next(iter(self._known)))

@@ -74,7 +74,7 @@ class AdaptedTask(Task):
             )
 
     def refreshed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Vector]]:
-        """Pick what is shared anew, from the weights that ``arrays`` make; return the model and the new state.
+        """Pick what is shared anew, from the weights of ``arrays``; return the model and the new state.
 
         The model's function stays as it was. Models that come from here have the new state.
         """

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import DTYPES, AdapterConfig
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, copy_buffers
 from turnout.peft.targets import saved_modules, targets_of
 from turnout.tasks.travelling import declare_travelling, travelling
 from turnout.wire.errors import ConfigError, LayoutError
 
 _CONFIG: Final = "_turnout_adapter"
+_COMPANIONS: Final = "_turnout_companions"
 
 
 class Adapted:
@@ -29,6 +30,8 @@ class Adapted:
         self.module = module
         self.config = config
         self.layers = {n: part for n, part in module.named_modules() if isinstance(part, AdapterLayer)}
+        names = getattr(module, _COMPANIONS, ())
+        self.companions: dict[str, nn.Module] = {name: module.get_submodule(name) for name in names}
 
     @classmethod
     def of(cls, module: nn.Module) -> Adapted:
@@ -39,8 +42,14 @@ class Adapted:
         return cls(module, config)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return what travels, by name: the adapters' trained tensors and the modules that train whole."""
-        return {name: tensor.detach() for name, tensor in travelling(self.module).items()}
+        """Return what is trained, by name: the adapters' parameters and the modules that train whole.
+
+        That is what travels, but for what an allocator decides from (`shared_state`).
+        """
+        decided = set(self.shared_state())
+        return {
+            name: tensor.detach() for name, tensor in travelling(self.module).items() if name not in decided
+        }
 
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy ``state`` into the trained tensors. Raises `LayoutError` for other names or shapes."""
@@ -73,19 +82,27 @@ class Adapted:
             return {name: layer.delta_weight() for name, layer in self.layers.items()}
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Return what the server fixes once and hands out (indices, masks), by ``LAYER.NAME``."""
-        return {
+        """Return what the server fixes and hands out (indices, masks, scores), by ``LAYER.NAME``."""
+        state = {
             f"{n}.{key}": t for n, layer in self.layers.items() for key, t in layer.shared_state().items()
         }
+        for name, part in self.companions.items():
+            state |= {f"{name}.{key}": tensor for key, tensor in part.state_dict(keep_vars=True).items()}
+        return state
 
     def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a `shared_state`. Raises `ConfigError` when it is not one of this module."""
         rest = dict(state)
         for name, layer in self.layers.items():
             prefix = f"{name}."
-            mine = {key: rest.pop(prefix + key) for key in layer.shared_names if prefix + key in rest}
-            if layer.shared_names or mine:
+            known = (*layer.shared_names, *layer.travelling_names)
+            mine = {key: rest.pop(prefix + key) for key in known if prefix + key in rest}
+            if known or mine:
                 layer.load_shared_state(mine)
+        for name, part in self.companions.items():
+            own = part.state_dict(keep_vars=True)
+            mine = {key: rest.pop(f"{name}.{key}") for key in own if f"{name}.{key}" in rest}
+            copy_buffers(own, mine)
         if rest:
             raise ConfigError(f"shared state {sorted(rest)[0]!r} belongs to no layer of this model.")
 
@@ -104,13 +121,16 @@ def attach(module: nn.Module, config: AdapterConfig) -> Adapted:
     for name, layer in config.layers(targets).items():
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, layer)
-    travels = {
-        f"{name}.{key}"
-        for name, part in module.named_modules()
-        if isinstance(part, AdapterLayer)
-        for key, parameter in part.named_parameters()
-        if parameter.requires_grad
-    }
+    travels = set()
+    for name, part in module.named_modules():
+        if isinstance(part, AdapterLayer):
+            travels |= {f"{name}.{key}" for key, p in part.named_parameters() if p.requires_grad}
+            travels |= {f"{name}.{key}" for key in part.travelling_names}
+    companions = config.companions(Adapted(module, config).layers)
+    for name, part in companions.items():
+        module.add_module(name, part)
+        travels |= {f"{name}.{key}" for key in part.state_dict(keep_vars=True)}
+    setattr(module, _COMPANIONS, tuple(companions))
     for name, part in saved.items():
         _train_whole(part)
         travels |= {f"{name}.{key}" for key in part.state_dict(keep_vars=True)}

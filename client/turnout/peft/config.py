@@ -83,6 +83,10 @@ class AdapterConfig(ABC):
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick what the layers share anew, from their present weights, where the method says so."""
 
+    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, nn.Module]:
+        """Return modules to put beside the attached ``layers``, at the root; all their tensors travel."""
+        return {}
+
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""
         return torch.Generator("cpu").manual_seed((self.seed << 32 | zlib.crc32(name.encode())) % 2**63)

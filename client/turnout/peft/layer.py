@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,10 +28,14 @@ class AdapterLayer(nn.Module, ABC):
     (indices, masks) it names in ``shared_names``. It defines `delta_weight` and, where there is something
     faster than the dense ``W + delta``, `adapted`.
 
+    Buffers in ``travelling_names`` do travel, beside the parameters: integers, or floats whose name begins
+    with ``running_``. The server has the mean of what the participants reply, or what its allocator decides.
+
     ``stackable`` says whether ``torch.func.vmap`` can run the layer for many clients at once.
     """
 
     shared_names: tuple[str, ...] = ()
+    travelling_names: tuple[str, ...] = ()
     stackable: bool = True
 
     def __init__(self, base_layer: nn.Module, config: AdapterConfig) -> None:
@@ -108,23 +113,39 @@ class AdapterLayer(nn.Module, ABC):
         self._unmerged = None
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Return what the server fixes and hands out: the buffers in ``shared_names``."""
-        return {name: cast(Tensor, getattr(self, name)) for name in self.shared_names}
+        """Return what the server fixes and hands out: ``shared_names`` and ``travelling_names``."""
+        names = (*self.shared_names, *self.travelling_names)
+        return {name: cast(Tensor, getattr(self, name)) for name in names}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Take over what the server handed out; the present tensors may be shared and stay as they are.
 
         Raises `ConfigError` for missing or unknown names and for shapes or dtypes that differ.
         """
-        if set(state) != set(self.shared_names):
-            raise ConfigError(
-                f"shared state has {sorted(state)}, the layer needs {sorted(self.shared_names)}."
-            )
+        own = {
+            name: cast(Tensor, getattr(self, name)) for name in (*self.shared_names, *self.travelling_names)
+        }
+        check_buffers(own, state)
         for name in self.shared_names:
-            own, given = cast(Tensor, getattr(self, name)), state[name]
-            if own.shape != given.shape or own.dtype != given.dtype:
-                raise ConfigError(
-                    f"shared state {name!r} is {given.dtype} of shape {tuple(given.shape)}, the layer needs "
-                    f"{own.dtype} of shape {tuple(own.shape)}."
-                )
-            setattr(self, name, given.detach().clone().to(own.device))
+            setattr(self, name, state[name].detach().clone().to(own[name].device))
+        for name in self.travelling_names:
+            own[name].copy_(state[name])  # In place: a flat model refers to it.
+
+
+def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise `ConfigError` unless ``given`` has the names, shapes and dtypes of ``own``."""
+    if set(given) != set(own):
+        raise ConfigError(f"shared state has {sorted(given)}, the layer needs {sorted(own)}.")
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape or tensor.dtype != given[name].dtype:
+            raise ConfigError(
+                f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the layer "
+                f"needs {tensor.dtype} of shape {tuple(tensor.shape)}."
+            )
+
+
+def copy_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy ``given`` into the buffers ``own``. Raises `ConfigError` when it does not fit."""
+    check_buffers(own, given)
+    for name, tensor in own.items():
+        tensor.copy_(given[name])

@@ -13,6 +13,7 @@ BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
 SHARED: Final = "shared"
+OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -24,6 +25,8 @@ PROXIMAL_MU: Final = "proximal-mu"
 DYN_ALPHA: Final = "dyn-alpha"
 SHARED_DIGEST: Final = "shared-digest"
 KEEP_SHARED: Final = "keep-shared"
+PARTIAL: Final = "partial"
+CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
@@ -49,7 +49,8 @@ class Intake:
     """Checks the replies of one round against the layout and against what was asked.
 
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
-    over fresh memory takes several times as long as the check itself.
+    over fresh memory takes several times as long as the check itself. With ``partial``, tensors that a reply
+    leaves out are as they were sent.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class Intake:
         cohort: Mapping[int, Instruction],
         server_round: int,
         buffers: dict[str, NDArray] | None = None,
+        *,
         coordinates: Coordinates | None = None,
+        partial: bool = False,
     ) -> None:
         self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
+        # What stands for the tensors that a partial reply leaves out.
+        self._unchanged = layout.record(sent) if partial else ArrayRecord()
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()
@@ -165,7 +170,9 @@ class Intake:
             raise LayoutError(
                 f"record {name!r} is missing; a {instruction.local_update!r} reply must have it."
             )
-        record = arrays[name]
+        record: Mapping[str, Array] = arrays[name]
+        if name == keys.ARRAYS:
+            record = {**self._unchanged, **record}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None

@@ -18,8 +18,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from turnout.allocation import Allocator, ModelView
 from turnout.strategies.algorithm import Algorithm
-from turnout.strategies.checks import number
+from turnout.strategies.carried import CarriedVectors
+from turnout.strategies.checks import names, number
 from turnout.strategies.cohort import Batch, Cohort, CohortGrid, CohortPart
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
@@ -42,17 +44,25 @@ class StreamingStrategy(Algorithm, Strategy):
     max_update_norm
         A reply whose vector (update, model or gradient, as it is asked for) has a larger Euclidean norm is
         refused with the reason ``norm``: a bound on what one client can do. None refuses none.
+    carried_vectors
+        Records, laid out as the parameters are, that every reply must have; clients get their mean over the
+        participants, by examples, with the next model. ``optimizer_state = "send"`` of an experiment's
+        ``[client]`` sets it.
     """
 
     max_update_norm: float | None = None
+    carried_vectors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_update_norm is not None:
             number("max_update_norm", self.max_update_norm, "a positive number", above=0.0)
+        names("carried_vectors", self.carried_vectors)
         self._layout: ParameterLayout | None = None
         self.coordinates = Coordinates()
         self.shared = SharedState()
+        #: Decides between rounds what clients may train, for an adapter that needs it.
+        self.allocator: Allocator | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the algorithm's state and the buffers."""
@@ -60,6 +70,8 @@ class StreamingStrategy(Algorithm, Strategy):
         if self._layout:
             state |= {"buffers": dict(self._buffers.values), "layout": self._layout.digest}
             state |= {"coordinates": self.coordinates.state_dict(), "shared": self.shared.state_dict()}
+            if self.carried_vectors:
+                state["carried"] = self._carried.state_dict()
         return state
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
@@ -73,11 +85,12 @@ class StreamingStrategy(Algorithm, Strategy):
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
             self.coordinates.load_state_dict(tree.get("coordinates", {}))
             self.shared.load_state_dict(tree.get("shared", {}))
+            self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
     def remembers(self) -> bool:
         """Whether the strategy, or what its clients keep for it, holds vectors of earlier rounds."""
-        return any(name != "estimator" for name in self.state_names)
+        return bool(self.carried_vectors) or any(name != "estimator" for name in self.state_names)
 
     @property
     def folds_cohorts(self) -> bool:
@@ -106,6 +119,9 @@ class StreamingStrategy(Algorithm, Strategy):
         self.coordinates.bind(self._layout, vector)
         self.prepare(self.coordinates.inside(vector).copy())
         self.shared.begin()
+        self._sent_buffers = self._buffers.values
+        self._allocate(0)
+        self._carried = CarriedVectors(self.carried_vectors, self.x)
 
     def arrays(self) -> ArrayRecord:
         """Return the global model with its buffers, without copying."""
@@ -147,13 +163,23 @@ class StreamingStrategy(Algorithm, Strategy):
         self.begin_round(server_round, registered)
         for row in self.clients.register(available, server_round):
             self.on_register(row, server_round)
-        self._asked = self.select(server_round, available)
+        # Clients get, and send, the carried vectors beside what the algorithm asks for.
+        self._asked = self._carried.open_round(self.select(server_round, available))
         model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
         # Updates are relative to what clients receive, which 16-bit tensors round.
         travelling = self.layout.flatten(model)
         self.coordinates.sent(travelling)
         sent = self.coordinates.inside(travelling)
-        self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent, self.coordinates)
+        self._intake = Intake(
+            self.layout,
+            sent,
+            self._asked,
+            server_round,
+            self._lent,
+            coordinates=self.coordinates,
+            partial=self.partial_replies,
+        )
+        self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
 
@@ -178,6 +204,8 @@ class StreamingStrategy(Algorithm, Strategy):
                 entries = {**config, **instruction.config}
                 entries[keys.SERVER_ROUND] = server_round
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
+                if self.partial_replies:
+                    entries[keys.PARTIAL] = True
                 content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
                 for name, vector in instruction.vectors.items():
                     content[name] = self.layout.record(self.coordinates.record_outside(name, vector))
@@ -200,6 +228,7 @@ class StreamingStrategy(Algorithm, Strategy):
                 row = self.clients.identify(node, parcel.client, server_round)
                 self.on_register(row, server_round)
                 report = self.accept(server_round, parcel.reply(row))
+                self._carried.add(parcel.vectors, parcel.num_examples)
             except ReplyRejected as refused:
                 self._refuse(node, refused)
                 continue
@@ -246,6 +275,7 @@ class StreamingStrategy(Algorithm, Strategy):
         report = self.accept(
             server_round, Reply(row, self.sum.row(index), examples, batch.peaks[index], role, extras)
         )
+        self._carried.add(extras, examples)
         if batch.buffers and batch.instruction.reply != "gradient":
             self._buffers.add({name: rows[index] for name, rows in batch.buffers.items()})
         loss, seconds = batch.losses[index], batch.seconds[index]
@@ -275,12 +305,26 @@ class StreamingStrategy(Algorithm, Strategy):
         for node in self._intake.unanswered():
             self._book(node, "missing", "")
         self._buffers.finish()
+        self._carried.close_round()
         self.end_round(server_round)
         # The model is always one that clients can hold.
         self.x = self.coordinates.inside(self.coordinates.outside(self.x))
         self.shared.end_round(self, server_round)
+        self._allocate(server_round)
         self.seconds["finish"] = time.perf_counter() - started
         return self.arrays(), mean_metrics(metrics, self.reports)
+
+    def _allocate(self, server_round: int) -> None:
+        """Let the allocator, if there is one, change the model for the next round."""
+        if self.allocator is None:
+            return
+        x = np.array(self.x)
+        buffers = {
+            name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
+            for name, value in self._buffers.values.items()
+        }
+        self.allocator.allocate(server_round, ModelView(self.layout.split(x), buffers))
+        self.x, self._buffers.values = x, buffers
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"

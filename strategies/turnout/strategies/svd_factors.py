@@ -61,8 +61,8 @@ class SvdFactors(Coordinates):
         self._size = self._blocks[-1].inner.stop if self._blocks else 0
         if not any(block.rank for block in self._blocks):
             raise ConfigError(
-                f"aggregation='exact-svd' needs factors {self._suffixes[0]!r} and {self._suffixes[1]!r}, which "
-                "this model does not have; use the method's own aggregation."
+                f"aggregation='exact-svd' needs factors {self._suffixes[0]!r} and {self._suffixes[1]!r}, "
+                "which this model does not have; use the method's own aggregation."
             )
 
     def sent(self, vector: NDArray) -> None:
@@ -154,7 +154,7 @@ def _factors(block: _Block, vector: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _factorised(dense: NDArray, before: NDArray) -> tuple[NDArray, NDArray]:
-    """Return (A, B) with B A the best approximation of ``dense`` of rank r and A near ``before`` (r, d_in)."""
+    """Return A, near ``before`` (r, d_in), and B: B A is the best approximation of ``dense`` of rank r."""
     rank = before.shape[0]
     u, s, vh = np.linalg.svd(dense, full_matrices=False)
     kept = int((s[:rank] > _RANK * max(float(s[0]), 1e-30)).sum())
