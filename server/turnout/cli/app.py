@@ -7,6 +7,7 @@ import typer
 from turnout.cli.certs import app as certs
 from turnout.cli.client import client
 from turnout.cli.dashboard import dashboard
+from turnout.cli.data import app as data
 from turnout.cli.enrol import enrol
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
@@ -32,6 +33,7 @@ app.command()(dashboard)
 app.command()(methods)
 app.command()(reproduce)
 app.add_typer(certs, name="certs")
+app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")
 
 
