@@ -134,6 +134,7 @@ class Trainer:
                 keys.CLIENT_ID: work.client,
                 keys.TRAIN_LOSS: float(outcome.train_loss),
                 keys.TRAIN_SECONDS: time.perf_counter() - started,
+                **outcome.metrics,
             }
         )
         return Message(content, reply_to=message)
@@ -176,7 +177,7 @@ class Trainer:
             local_update=asked.local_update,
             model=model,
             task=self.task,
-            data=data,
+            data=self.task.examples_at(data, asked.server_round),
             options=self.options,
             lr=asked.lr,
             config=asked.config,

@@ -86,6 +86,13 @@ class Task(ABC):
         """Return the server's held-out examples, or None when the task has none."""
         return None
 
+    def examples_at(self, data: ClientData, server_round: int) -> ClientData:
+        """Return what of a client's examples ``data`` it trains on in ``server_round``. Default: all.
+
+        For sequences of tasks; the number of examples stays the same.
+        """
+        return data
+
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of ``client``."""
         return len(self.client_data(client))
@@ -122,15 +129,17 @@ class Task(ABC):
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Return `metrics` of the model ``arrays`` on `test_data`; empty when the task has no test data."""
         data = self.test_data()
-        if data is None:
-            return {}
+        return {} if data is None else self.evaluate_model(self.loaded_model(arrays), data)
+
+    def loaded_model(self, arrays: ArrayRecord) -> nn.Module:
+        """Return a new module with the parameters and buffers ``arrays``."""
         import torch
 
         model = self.seeded_model(self.seed)
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(torch.tensor(view(arrays[name])))
-        return self.evaluate_model(model, data)
+        return model
 
     def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
         """Return `metrics` of ``model`` in evaluation mode on ``data``, in chunks that bound the memory."""

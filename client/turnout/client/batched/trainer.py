@@ -88,6 +88,8 @@ class BatchedTrainer:
             return f"local update {local_update!r} is not written for several clients at once."
         if find("local-update", local_update).target is not LOCAL_UPDATES[local_update]:
             return f"local update {local_update!r} has been replaced by another one of that name."
+        if type(self.task).examples_at is not Task.examples_at:
+            return f"task {self.task.name!r} changes a client's examples from round to round."
         optimizer = self.options.optimizer.lower()
         if optimizer not in _ELEMENTWISE and local_update != "anchor":
             return (
