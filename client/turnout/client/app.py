@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
@@ -49,8 +50,9 @@ def client_app(
     """Return a Flower ``ClientApp`` whose clients train on ``task``.
 
     The app answers ``train`` (the local update that the request's config names), ``evaluate`` (the received
-    model on the client's own data) and ``query.local_model`` (the model that an ADMM client keeps, after
-    the request's ``server-round``; nothing changes). A client is ``partition-id`` of its node config, else
+    model on the client's own data), ``query.local_model`` (the model that an ADMM client keeps, after
+    the request's ``server-round``; nothing changes) and ``query.curvature`` (statistics of the received
+    model's layers for a weight edit). A client is ``partition-id`` of its node config, else
     its node id. A request's config may carry ``lr`` for a schedule decided by the server; it replaces
     ``lr`` for that round.
 
@@ -96,6 +98,7 @@ class TaskApp(ClientApp):
         self.train()(trainer.train)
         self.evaluate()(trainer.evaluate)
         self.query("local_model")(trainer.local_model)
+        self.query("curvature")(trainer.curvature)
 
 
 class Trainer:
@@ -164,6 +167,17 @@ class Trainer:
         metrics = MetricRecord({keys.NUM_EXAMPLES: len(work.data), keys.CLIENT_ID: work.client})
         content = RecordDict({keys.ARRAYS: work.model.record(vector), keys.METRICS: metrics})
         return Message(content, reply_to=message)
+
+    def curvature(self, message: Message, context: Context) -> Message:
+        """Reply the curvature statistics of the received model's layers on the client's own examples."""
+        client = self._client(context)
+        data = self._data(client)
+        model = self._model()
+        model.load(_arrays(message.content))
+        config = message.content.get(keys.CONFIG)
+        record = curvature_record(model, self.task, data, config, (self.options.seed, client))
+        metrics = MetricRecord({keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client})
+        return Message(RecordDict({keys.CURVATURE: record, keys.METRICS: metrics}), reply_to=message)
 
     def _local_round(self, content: RecordDict, context: Context) -> LocalRound:
         client = self._client(context)

@@ -14,6 +14,13 @@ from turnout.optim.binary_fields import (
 from turnout.optim.bo_rep import BORep
 from turnout.optim.field_space_continual import FieldOptimizer, annealed, field_groups
 from turnout.optim.hypergradient import Hypergradient, descend_lower, hypergradient, refine_lower
+from turnout.optim.loss_curvature_edit import (
+    LayerCurvature,
+    collect_curvature,
+    edit_,
+    editable_layers,
+    restore_,
+)
 
 __all__ = [
     "BORep",
@@ -21,14 +28,19 @@ __all__ = [
     "BinaryFieldLinear",
     "FieldOptimizer",
     "Hypergradient",
+    "LayerCurvature",
     "annealed",
+    "collect_curvature",
     "descend_lower",
+    "edit_",
+    "editable_layers",
     "evaluate_with",
     "field_groups",
     "field_kl",
     "hypergradient",
     "refine_lower",
     "rescale_fields",
+    "restore_",
     "set_noise",
     "set_temperature",
 ]

@@ -13,6 +13,7 @@ BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
 IMPLICIT: Final = "implicit"
+CURVATURE: Final = "curvature"
 PRIOR: Final = "prior"
 
 # Entries of the request's config.

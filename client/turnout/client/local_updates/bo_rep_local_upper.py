@@ -44,7 +44,7 @@ def bo_rep_local_upper(work: Work) -> Outcome:
         lr = work.number(keys.LOWER_LR, positive=True)
         descend_lower(problem.shared, problem.lower_loss, lr=lr, steps=steps)
         _save(work, problem, momentum)
-        return Outcome({keys.ARRAYS: work.model.parameters}, float(problem.lower_loss()))
+        return Outcome({keys.ARRAYS: work.model.parameters}, float(problem.lower_loss().detach()))
     z = cut(work.needed(keys.IMPLICIT), problem.shared)
     found = hypergradient(problem.own, problem.shared, z, 0.0, problem.upper_loss, problem.lower_loss)
     beta = work.number(keys.BETA)
