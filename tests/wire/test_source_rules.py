@@ -28,8 +28,9 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "wire"},
-    "client": {"client", "tasks", "wire", "v1"},
-    "tasks": {"tasks", "wire"},
+    "client": {"client", "optim", "tasks", "wire", "v1"},
+    "optim": {"optim", "tasks", "wire"},
+    "tasks": {"optim", "tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},
 }

@@ -1,7 +1,12 @@
-"""Optimizers and trainers of the method library, for any PyTorch code and for clients."""
+"""Optimizers and trainers, one file per paper, for any PyTorch code.
+
+Clients of a federation name the optimizers in the experiment file (``[client] optimizer = "frugal"``); their
+state between rounds is an option there. Importing this package registers them.
+"""
 
 from __future__ import annotations
 
+from turnout.optim.base import ModuleOptimizer, StatePolicy
 from turnout.optim.binary_fields import (
     BinaryFieldConv2d,
     BinaryFieldLinear,
@@ -12,6 +17,7 @@ from turnout.optim.binary_fields import (
     set_temperature,
 )
 from turnout.optim.bo_rep import BORep
+from turnout.optim.classp import CLASSP
 from turnout.optim.field_space_continual import FieldOptimizer, annealed, field_groups
 from turnout.optim.hypergradient import Hypergradient, descend_lower, hypergradient, refine_lower
 from turnout.optim.loss_curvature_edit import (
@@ -21,14 +27,18 @@ from turnout.optim.loss_curvature_edit import (
     editable_layers,
     restore_,
 )
+from turnout.optim.roles import parameter_roles
 
 __all__ = [
+    "CLASSP",
     "BORep",
     "BinaryFieldConv2d",
     "BinaryFieldLinear",
     "FieldOptimizer",
     "Hypergradient",
     "LayerCurvature",
+    "ModuleOptimizer",
+    "StatePolicy",
     "annealed",
     "collect_curvature",
     "descend_lower",
@@ -38,6 +48,7 @@ __all__ = [
     "field_groups",
     "field_kl",
     "hypergradient",
+    "parameter_roles",
     "refine_lower",
     "rescale_fields",
     "restore_",

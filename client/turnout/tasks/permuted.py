@@ -9,7 +9,6 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from turnout.optim.binary_fields import BinaryFieldLinear, evaluate_with
 from turnout.tasks.classification import ImageTask, split_examples
 from turnout.tasks.hyper_representation import Source, load_source
 from turnout.tasks.partition import Partitioner
@@ -81,6 +80,8 @@ class Permuted(ImageTask):
 
     def model(self) -> nn.Module:
         """Return a new network of the kind the task was made with."""
+        from turnout.optim.binary_fields import BinaryFieldLinear
+
         pixels, width, classes = self.side**2, self.width, self.classes
         layer = BinaryFieldLinear if self.model_name == "binary" else nn.Linear
         return nn.Sequential(
@@ -113,6 +114,8 @@ class Permuted(ImageTask):
         self, model: nn.Module, weights: Literal["binary", "mean-field"] = "binary"
     ) -> dict[str, float]:
         """Return the same for ``model``; ``weights`` says with which weights binary layers are evaluated."""
+        from turnout.optim.binary_fields import evaluate_with
+
         evaluate_with(model, weights)
         test = self.test_data()
         found = [

@@ -15,6 +15,7 @@ INITIAL: Final = "initial"
 IMPLICIT: Final = "implicit"
 CURVATURE: Final = "curvature"
 PRIOR: Final = "prior"
+OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -37,6 +38,7 @@ MOMENTUM_NORM: Final = "momentum-norm"
 MOMENTUM_ROUND: Final = "momentum-round"
 TEMPERATURE: Final = "temperature"
 KL_WEIGHT: Final = "kl-weight"
+CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"

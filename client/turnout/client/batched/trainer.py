@@ -23,6 +23,7 @@ from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LocalUpdate, admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
 from turnout.client.options import TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome, WorkState
 from turnout.tasks.task import Task, Vector
@@ -91,6 +92,8 @@ class BatchedTrainer:
         if type(self.task).examples_at is not Task.examples_at:
             return f"task {self.task.name!r} changes a client's examples from round to round."
         optimizer = self.options.optimizer.lower()
+        if self.options.optimizer_state != "reset":
+            return f"optimizer_state={self.options.optimizer_state!r} hands on each client's own state."
         if optimizer not in _ELEMENTWISE and local_update != "anchor":
             return (
                 f"optimizer {optimizer!r} does not treat each parameter by itself; a stack would mix clients."
@@ -235,6 +238,7 @@ class BatchedTrainer:
                 config=work.config,
                 content=content,
                 state=cast(ClientState, state),
+                optimizer=RoundOptimizer(self.options, RecordDict(), client, work.server_round, 0),
             )
             result = LOCAL_UPDATES[work.local_update](alone)
         except Exception as error:
