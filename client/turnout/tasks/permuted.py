@@ -80,6 +80,7 @@ class Permuted(ImageTask):
 
     def model(self) -> nn.Module:
         """Return a new network of the kind the task was made with."""
+        # Here, because importing the optimizers imports tasks.
         from turnout.optim.binary_fields import BinaryFieldLinear
 
         pixels, width, classes = self.side**2, self.width, self.classes

@@ -7,6 +7,7 @@ import typer
 from turnout.cli.certs import app as certs
 from turnout.cli.client import client
 from turnout.cli.dashboard import dashboard
+from turnout.cli.edit import edit
 from turnout.cli.enrol import enrol
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
@@ -28,6 +29,7 @@ app.command()(simulate)
 app.command()(server)
 app.command()(client)
 app.command()(enrol)
+app.command()(edit)
 app.command()(dashboard)
 app.command()(methods)
 app.command()(reproduce)
