@@ -92,6 +92,13 @@ class Task(ABC):
         """Return the server's held-out examples, or None when the task has none."""
         return None
 
+    def examples_at(self, data: ClientData, server_round: int) -> ClientData:
+        """Return what of a client's examples ``data`` it trains on in ``server_round``. Default: all.
+
+        For sequences of tasks; the number of examples stays the same.
+        """
+        return data
+
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of ``client``."""
         return len(self.client_data(client))

@@ -8,6 +8,7 @@ from turnout.cli.certs import app as certs
 from turnout.cli.client import client
 from turnout.cli.dashboard import dashboard
 from turnout.cli.data import app as data
+from turnout.cli.edit import edit
 from turnout.cli.enrol import enrol
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
@@ -29,6 +30,7 @@ app.command()(simulate)
 app.command()(server)
 app.command()(client)
 app.command()(enrol)
+app.command()(edit)
 app.command()(dashboard)
 app.command()(methods)
 app.command()(reproduce)

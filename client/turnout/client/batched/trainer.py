@@ -89,6 +89,8 @@ class BatchedTrainer:
             return f"local update {local_update!r} is not written for several clients at once."
         if find("local-update", local_update).target is not LOCAL_UPDATES[local_update]:
             return f"local update {local_update!r} has been replaced by another one of that name."
+        if type(self.task).examples_at is not Task.examples_at:
+            return f"task {self.task.name!r} changes a client's examples from round to round."
         optimizer = self.options.optimizer.lower()
         if self.options.optimizer_state != "reset":
             return f"optimizer_state={self.options.optimizer_state!r} hands on each client's own state."
