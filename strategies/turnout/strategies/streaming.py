@@ -114,6 +114,17 @@ class StreamingStrategy(Algorithm, Strategy):
         return cohort
 
     def _open_round(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Cohort:
+        available = self._enter_round(server_round, arrays, grid)
+        self._asked = self.select(server_round, available)
+        model = self.layout.record(self.broadcast(), self._buffers.values)
+        # Updates are relative to what clients receive, which 16-bit tensors round.
+        sent = self.layout.flatten(model)
+        self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
+        self._buffers.reset()
+        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
+        """Open the round for everyone the engine knows, and return the nodes that can be asked."""
         if self._layout is None or server_round == 1:
             self.adopt(arrays)
         else:
@@ -125,13 +136,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self.begin_round(server_round, registered)
         for row in self.clients.register(available, server_round):
             self.on_register(row, server_round)
-        self._asked = self.select(server_round, available)
-        model = self.layout.record(self.broadcast(), self._buffers.values)
-        # Updates are relative to what clients receive, which 16-bit tensors round.
-        sent = self.layout.flatten(model)
-        self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
-        self._buffers.reset()
-        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+        return available
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Go on from ``arrays`` if they are not the model that this strategy returned.
