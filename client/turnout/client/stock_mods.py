@@ -108,7 +108,7 @@ def _round(message: Message) -> int:
     value = config.get(keys.SERVER_ROUND) if isinstance(config, ConfigRecord) else None
     if not isinstance(value, int) or value < 0:
         raise ConfigError(
-            f"{keys.SERVER_ROUND}={value!r} in the request's config; the noise is seeded by it, so the strategy "
-            "must send the round."
+            f"{keys.SERVER_ROUND}={value!r} in the request's config; the noise is seeded by it, so the "
+            "strategy must send the round."
         )
     return value

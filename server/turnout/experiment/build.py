@@ -117,9 +117,9 @@ def _own_app(experiment: Experiment) -> ClientApp:
     if path is None:
         raise experiment.source.error(
             ("task", "name"),
-            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; name "
-            'their Flower app (task.app = "module:attribute"), or run turnout server FILE, and turnout client '
-            "--app MODULE:ATTRIBUTE for its clients.",
+            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; "
+            'name their Flower app (task.app = "module:attribute"), or run turnout server FILE, and turnout '
+            "client --app MODULE:ATTRIBUTE for its clients.",
         )
     from turnout.experiment.own_app import load_app
 

@@ -1,7 +1,7 @@
 """Flower's own strategies in Turnout's rounds: checked replies, records, checkpoints, seeded choices.
 
-A stock strategy keeps its algorithm; what is added is what every strategy here has. Replies are checked one by
-one before the strategy sees them, and are handed to it as the list that it needs, in the order of the requests.
+A stock strategy keeps its algorithm; what is added is what every strategy here has. Replies are checked one
+by one before the strategy sees them, and are handed to it as the list that it needs, in the requests' order.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class StockStrategy(StreamingStrategy):
         super().__post_init__()
         if not isinstance(self.stock, Strategy) or isinstance(self.stock, StreamingStrategy):
             raise ConfigError(
-                f"stock={type(self.stock).__name__}: give a strategy of flwr.serverapp.strategy; Turnout's own "
-                "run by themselves."
+                f"stock={type(self.stock).__name__}: give a strategy of flwr.serverapp.strategy; "
+                "Turnout's own run by themselves."
             )
         self.own = StockState(self.stock)
 
@@ -163,7 +163,8 @@ class StockStrategy(StreamingStrategy):
 
     def finish(self, server_round: int) -> NDArray:
         """Return the strategy's model."""
-        return self._next
+        new: NDArray = self._next
+        return new
 
     def diagnostics(self) -> dict[str, float]:
         """Return the clipping norm of strategies that adapt it."""
@@ -226,7 +227,7 @@ class StockStrategy(StreamingStrategy):
 
 
 class _Present(LocalRunGrid):
-    """What a stock strategy sees of the engine: who is there in this round, and nothing that could be sent."""
+    """What a stock strategy sees of the engine: who is there in this round; nothing can be sent."""
 
     def __init__(self, nodes: Sequence[int]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """What Flower's own strategies keep between rounds, as a tree for a checkpoint.
 
-Flower has no way to save a strategy, so the attributes are named here; a contract test runs every strategy and
-fails when one keeps something else.
+Flower has no way to save a strategy, so the attributes are named here; a contract test runs every strategy
+and fails when one keeps something else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StockState:
         part: Any = self._stock
         while isinstance(part, Strategy):
             # A fixed clipping norm is a setting, and the model at hand is set anew in every round.
-            names = [name for name in KEPT if name in vars(part) and self._carries(part, name)]
+            names: list[str] = [name for name in KEPT if name in vars(part) and self._carries(part, name)]
             yield part, names
             part = getattr(part, "strategy", None)
 
