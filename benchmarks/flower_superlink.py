@@ -1,4 +1,4 @@
-"""A local SuperLink with SuperNodes, or Flower's Ray simulation, for benchmarks and tests: `flwr run`, for real.
+"""A local SuperLink with SuperNodes, or Flower's Ray simulation, for benchmarks and tests.
 
 Nothing is reported to anyone, no dependency is installed when an app runs, and state is in memory.
 """
@@ -37,7 +37,9 @@ def flower(command: str) -> str:
 
 
 def node_config(values: Mapping[str, Any]) -> str:
-    return " ".join(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in values.items())
+    return " ".join(
+        f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in values.items()
+    )
 
 
 class SuperLink:
@@ -55,8 +57,9 @@ class SuperLink:
             f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{self.address}"\n'
             f"insecure = true\n{options}"
         )
-        command = [flower("flower-superlink"), "--insecure", "--isolation", "subprocess", "--host", "127.0.0.1",
-                   "--port", str(self.port), "--disable-runtime-dependency-installation"]  # fmt: skip
+        command = [flower("flower-superlink"), "--insecure", "--isolation", "subprocess", "--host",
+                   "127.0.0.1", "--port", str(self.port),
+                   "--disable-runtime-dependency-installation"]  # fmt: skip
         if simulation_nodes:
             command.append("--simulation")
         self._stack.enter_context(running(command, environment(home), home / "superlink.log"))
@@ -97,7 +100,9 @@ class SuperLink:
 
     def logs(self) -> str:
         """Return the end of every log."""
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.home.glob("*.log")))
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.home.glob("*.log"))
+        )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Flower 1.41 makes only ``flwr.app``, ``flwr.serverapp``, ``flwr.clientapp`` and their documented submodules
 public. An engine also needs to create messages outside a Flower process, to number them, and to name the
-types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flower_contract.py` pins them.
+types in ``Grid``'s signatures; those touches live here, and `tests/flower/contract` pins them.
 """
 
 from __future__ import annotations
