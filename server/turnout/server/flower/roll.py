@@ -91,11 +91,12 @@ class Roll:
             if answer.error.code in LOST:
                 del self._client_of[node]  # It went away meanwhile; another time.
                 return
-            log.info("node %s does not say which client it is; its node id stands for it.", node)
+            level = logging.INFO if self._num_clients is None else logging.WARNING
+            log.log(level, "node %s does not say which client it is: %s", node, answer.error.reason)
         elif (said := _client_id(answer.content)) is not None:
             client = said
         if self._num_clients is not None and not 0 <= client < self._num_clients:
-            log.warning("node %s is client %s, not one of 0 to %s.", node, client, self._num_clients - 1)
+            log.warning("node %s: client %s is not one of 0 to %s.", node, client, self._num_clients - 1)
             return
         self._client_of[node] = client
 
