@@ -53,6 +53,8 @@ class SuperLink:
         self._nodes: dict[int, contextlib.ExitStack] = {}
         home.mkdir(parents=True, exist_ok=True)
         options = f"options.num-supernodes = {simulation_nodes}\n" if simulation_nodes else ""
+        if simulation_nodes:
+            options += "options.backend.client-resources.num-cpus = 1\n"
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{self.address}"\n'
             f"insecure = true\n{options}"
