@@ -10,7 +10,7 @@ import pytest
 from test_same_model import APP, EXPERIMENT
 
 from flower_superlink import SuperLink, federation
-from turnout.experiment.on_flower import experiment_of
+from turnout.experiment.flower_app import experiment_of
 from turnout.server import RunStore
 from turnout.simulation.run import simulate
 

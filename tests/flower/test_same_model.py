@@ -14,7 +14,7 @@ from fleet_commands import Turnout, free_port
 
 from flower_superlink import SuperLink, federation
 from turnout.experiment import load_experiment
-from turnout.experiment.on_flower import experiment_of
+from turnout.experiment.flower_app import experiment_of
 from turnout.server import RunStore
 from turnout.simulation.run import simulate
 

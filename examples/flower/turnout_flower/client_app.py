@@ -5,6 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from turnout.client import at_home
-from turnout.experiment.on_flower import ExperimentApp
+from turnout.experiment.flower_app import ExperimentApp
 
 app = at_home(ExperimentApp(Path(__file__).with_name("experiment.toml")))

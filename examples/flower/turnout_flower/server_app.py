@@ -8,7 +8,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from turnout.experiment.on_flower import experiment_of, run_on_flower
+from turnout.experiment.flower_app import experiment_of
+from turnout.experiment.on_flower import run_on_flower
 
 app = ServerApp()
 
