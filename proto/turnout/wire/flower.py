@@ -2,7 +2,7 @@
 
 Flower 1.41 makes only ``flwr.app``, ``flwr.serverapp``, ``flwr.clientapp`` and their documented submodules
 public. An engine also needs to create messages outside a Flower process, to number them, and to name the
-types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flower_contract.py` pins them.
+types in ``Grid``'s signatures; those touches live here, and `tests/flower/contract` pins them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "LOST",
     "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
     "REPLY_REFUSED",
@@ -55,6 +56,10 @@ __all__ = [
 
 CLIENT_APP_RAISED: Final[int] = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE: Final[int] = ErrorCode.NODE_UNAVAILABLE
+LOST: Final[frozenset[int]] = frozenset(
+    {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
+)
+"""Codes of errors that say nothing of the client's app: its node, or a message, was lost on the way."""
 REPLY_REFUSED: Final[int] = 40_001
 """Ours: the engine refused a client's reply; the error's reason is ``slug: detail``."""
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)

@@ -50,3 +50,9 @@ NUM_EXAMPLES: Final = "num-examples"
 TRAIN_LOSS: Final = "train-loss"
 TRAIN_SECONDS: Final = "train-seconds"
 MOMENTUM_SQUARE: Final = "momentum-square"
+
+# What Turnout says to clients on Flower's engines: who are you, and which of your states counts.
+IDENTITY: Final = "query.identity"
+RUN: Final = "turnout-run"
+BASE_ROUND: Final = "base-round"
+KEEP_ROUND: Final = "keep-round"
