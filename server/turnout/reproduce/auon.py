@@ -2,8 +2,8 @@
 
 A perceptron on handwritten digits and a least-squares problem of condition number 1e4, each method at its
 best learning rate of one grid: AuON as in the paper and as in the authors' code, the hybrid with one and
-with five Newton-Schulz steps, and their controls: momentum SGD normalised per tensor (what the paper's AuON is but for
-O(1/N)), momentum SGD (what the code's is), Muon, AdamW. Biases have Adam throughout.
+with five Newton-Schulz steps, and their controls: momentum SGD normalised per tensor (what the paper's AuON
+is but for O(1/N)), momentum SGD (what the code's is), Muon, AdamW. Biases have Adam throughout.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from turnout.tasks.classification import Examples
 from turnout.tasks.digits import load_digits
 from turnout.wire import NDArray
 from turnout.wire.torch_threads import one_torch_thread
@@ -28,10 +30,10 @@ class DigitImages:
     @classmethod
     def shuffled(cls, seed: int) -> DigitImages:
         """Return the digits in the order of ``seed``."""
-        raw = load_digits()
-        order = torch.randperm(len(raw.y), generator=torch.Generator().manual_seed(seed))
-        x = torch.from_numpy(raw.x.reshape(len(raw.y), -1)).float() / 16.0
-        return cls(x[order], torch.from_numpy(raw.y).long()[order])
+        raw = _raw()
+        order = torch.randperm(len(raw.labels), generator=torch.Generator().manual_seed(seed))
+        x = torch.from_numpy(raw.x.reshape(len(raw.labels), -1)).float() / 16.0
+        return cls(x[order], torch.from_numpy(raw.labels).long()[order])
 
     def permuted(self, seed: int) -> DigitImages:
         """Return the same images with their pixels in another order: another task."""
@@ -59,6 +61,12 @@ class DigitImages:
         """Return the share of the test part that is classified right."""
         with torch.no_grad():
             return float((module(self.x[TRAIN:]).argmax(dim=1) == self.y[TRAIN:]).float().mean())
+
+
+@lru_cache(maxsize=1)
+def _raw() -> Examples:
+    """Return the digits, read once."""
+    return load_digits()
 
 
 def perceptron(widths: Sequence[int], seed: int) -> nn.Module:
