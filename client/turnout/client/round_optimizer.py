@@ -145,10 +145,10 @@ class RoundOptimizer:
             tensors[name].clamp_(min=0.0)
         steps = rounds * self.steps
         for p, piece in _places(optimizer, model):
-            own = {name: vector[piece].view(p.shape).clone() for name, vector in tensors.items()}
+            own = {name: vector[piece].view(p.shape) for name, vector in tensors.items()}
             if isinstance(optimizer, ModuleOptimizer):
                 optimizer.adopt(p, own, steps)
-            else:
+            else:  # One flat leaf: the vectors are its state as they are.
                 optimizer.state[p] = {_STEP: torch.tensor(float(steps)), **own}
 
     def _export(self, optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:

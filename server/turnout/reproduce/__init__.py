@@ -6,7 +6,7 @@ implementation, and says of every claim whether it holds. Importing this package
 
 from __future__ import annotations
 
-from turnout.reproduce import fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import auon, classp, eco, fedamd, fedau, fedstale, frugal, rerce_fed_admm
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,8 +15,12 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "auon",
+    "classp",
+    "eco",
     "fedamd",
     "fedau",
     "fedstale",
+    "frugal",
     "rerce_fed_admm",
 ]
