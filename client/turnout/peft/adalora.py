@@ -83,7 +83,7 @@ class AdaLoraConfig(AdapterConfig):
         """The factor before ``B (A * E)``; as in the code of the authors and of HF."""
         return (self.lora_alpha or float(self.init_r)) / (self.init_r + 1e-5)
 
-    def allocator(self, local_steps: int = 1) -> AdaLoraAllocator:
+    def allocator(self, local_steps: int | None = 1) -> AdaLoraAllocator:
         """Return what chooses the ranks, for rounds of ``local_steps`` steps."""
         return AdaLoraAllocator(
             init_r=self.init_r,

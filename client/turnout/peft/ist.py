@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from turnout.allocation import IstAllocator, draw_layers, score_change
 from turnout.allocation.ist import layer_count
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.peft.config import AdapterConfig, Aggregation, Companion
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
@@ -103,11 +103,16 @@ class IstConfig(AdapterConfig):
         return self.adapter.aggregation
 
     @property
+    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+        """Those of the adapters."""
+        return self.adapter.svd_factors
+
+    @property
     def adapts(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
         """The kinds of layers that the adapters are for."""
         return self.adapter.adapts
 
-    def allocator(self, local_steps: int = 1) -> IstAllocator:
+    def allocator(self, local_steps: int | None = 1) -> IstAllocator:
         """Return what draws the layers between rounds."""
         return IstAllocator(n_update_ratio=self.n_update_ratio, mode=self.mode, seed=self.seed)
 
@@ -123,12 +128,12 @@ class IstConfig(AdapterConfig):
         """Return the adapter of ``base_layer``."""
         return self.adapter.layer(name, base_layer, generator)
 
-    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, nn.Module]:
+    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, Companion]:
         """Return the scores, as the module ``ist``."""
         return {"ist": Ist(self, layers)}
 
 
-class Ist(nn.Module, TrainingPart):
+class Ist(Companion, TrainingPart):
     """Chooses which of L layers train, and scores them.
 
     Adapters in one numbered block of the model (``layers.3.attention.q``) are one layer. ``running_scores``

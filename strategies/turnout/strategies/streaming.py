@@ -63,6 +63,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self.shared = SharedState()
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
+        #: Whether clients may leave tensors out that they did not change.
+        self.partial_replies = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the algorithm's state and the buffers."""
@@ -167,7 +169,7 @@ class StreamingStrategy(Algorithm, Strategy):
             server_round,
             self._lent,
             coordinates=self.coordinates,
-            partial=self.partial_replies,
+            unchanged=self.layout.record(travelling) if self.partial_replies else None,
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
@@ -324,11 +326,12 @@ class StreamingStrategy(Algorithm, Strategy):
         if self.allocator is None:
             return
         x = np.array(self.x)
+        tensors = self.layout.split(x) if type(self.coordinates) is Coordinates else {}
         buffers = {
             name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
             for name, value in self._buffers.values.items()
         }
-        self.allocator.allocate(server_round, ModelView(self.layout.split(x), buffers))
+        self.allocator.allocate(server_round, ModelView(tensors, buffers))
         self.x, self._buffers.values = x, buffers
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
