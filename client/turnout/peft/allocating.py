@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, cast
 
+import torch
 from torch import nn
 
-from turnout.allocation import Allocator, ModelView
+from turnout.allocation import ModelView
 from turnout.peft.attach import Adapted
 from turnout.tasks.training_part import TrainingPart
-from turnout.tasks.travelling import travelling
 from turnout.wire.errors import ConfigError
-
-
-class _Allocated(Protocol):
-    def allocator(self, local_steps: int = 1) -> Allocator: ...
 
 
 class _Scored(Protocol):
@@ -34,23 +30,27 @@ def update_and_allocate(adapted: Adapted, step: int) -> None:
     To be called after ``optimizer.step()`` and before ``zero_grad()``, with steps counted from 1. The model
     must be on the CPU. Raises `ConfigError` for adapters that allocate nothing.
     """
-    if not hasattr(adapted.config, "allocator"):
-        raise ConfigError(
-            f"{type(adapted.config).__name__} has nothing to allocate; do not call this for it."
-        )
-    allocator = cast(_Allocated, adapted.config).allocator(1)
     for part in scored_parts(adapted):
         if step == 1:
             part.start_training(step, (0,))
         part.after_gradient()
         cast(_Scored, part).report()
-    tensors = travelling(adapted.module)
-    shared = adapted.allocation_state()
+    allocate(adapted, step)
+
+
+def allocate(adapted: Adapted, step: int) -> None:
+    """Allocate by the scores as they are; see `update_and_allocate`."""
+    allocator = adapted.config.allocator(1)
+    if allocator is None:
+        raise ConfigError(
+            f"{type(adapted.config).__name__} has nothing to allocate; do not call this for it."
+        )
+    buffers = adapted.allocation_state()
     model = ModelView(
-        {name: tensor.detach().numpy() for name, tensor in tensors.items() if name not in shared},
-        {name: shared[name].numpy().copy() for name in shared if name in tensors},
+        {name: tensor.numpy() for name, tensor in adapted.trainable_state_dict().items()},
+        {name: tensor.numpy().copy() for name, tensor in buffers.items()},
     )
     allocator.allocate(step, model)
-    decided = {name: value for name, value in model.buffers.items() if allocator.decides(name)}
-    for name, value in decided.items():
-        shared[name].copy_(shared[name].new_tensor(value))
+    for name, tensor in buffers.items():
+        if allocator.decides(name):
+            tensor.copy_(torch.from_numpy(model.buffers[name]))

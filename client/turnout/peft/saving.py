@@ -66,9 +66,13 @@ def load_adapter(module: nn.Module, folder: str | Path, *, base_dtype: str | Non
             f"unknown {sorted(set(tensors) - set(names))[:3]}."
         )
     given = {names[name]: tensor for name, tensor in tensors.items()}
-    shared = {name: given.pop(name) for name in _saved_state(adapted, form)}
-    if shared:
-        adapted.load_shared_state({**adapted.shared_state(), **shared})
+    saved = {name: given.pop(name) for name in _saved_state(adapted, form)}
+    for own, load in (
+        (adapted.shared_state(), adapted.load_shared_state),
+        (adapted.allocation_state(), adapted.load_allocation_state),
+    ):
+        if own:
+            load({name: saved.get(name, tensor) for name, tensor in own.items()})
     adapted.load_trainable_state_dict({name: tensor.float() for name, tensor in given.items()})
     return adapted
 
@@ -122,7 +126,7 @@ def _saved_state(adapted: Adapted, form: HubFormat) -> dict[str, Tensor]:
         return {}  # Theirs have none: what a mask does is in the tensors.
     return {
         name: tensor
-        for name, tensor in adapted.shared_state().items()
+        for name, tensor in {**adapted.shared_state(), **adapted.allocation_state()}.items()
         if not name.rpartition(".")[2].startswith("running_")
     }
 

@@ -245,13 +245,18 @@ def apply_modes(z: Tensor, matrices: list[Tensor]) -> Tensor:
 
 
 def _modes(field: str, given: tuple[int, ...] | None, side: int) -> tuple[int, ...]:
-    if given is not None:
-        if math.prod(given) != side:
-            raise ConfigError(
-                f"{field}={list(given)} multiply to {math.prod(given)}, but the weight's side is {side}; "
-                "give factors of it, or leave it out."
-            )
-        return tuple(given)
+    if given is None:
+        return default_modes(side)
+    if math.prod(given) != side:
+        raise ConfigError(
+            f"{field}={list(given)} multiply to {math.prod(given)}, but the weight's side is {side}; "
+            "give factors of it, or leave it out."
+        )
+    return tuple(given)
+
+
+def default_modes(side: int) -> tuple[int, ...]:
+    """Return factors of ``side`` of about equal size, at most 32 if its prime factors allow it."""
     modes: list[int] = []
     rest = side
     for left in range(math.ceil(math.log(max(side, 2), _LARGEST_MODE) - 1e-9), 1, -1):
