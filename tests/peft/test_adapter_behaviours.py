@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from adapter_rows import ROWS, SIDES, Row, ids, one_layer, shake
 from torch import nn
 
 from turnout.client import FlatModel
-from turnout.peft import attach
+from turnout.peft import attach, load_adapter, save_adapter
 from turnout.tasks.travelling import copy_sharing_frozen, travelling
 from turnout.wire import ConfigError, LayoutError, methods
 
@@ -176,6 +177,16 @@ def test_the_mean_of_what_travels_is_the_mean_of_dense_updates_where_it_is_said_
     )
     assert row.config.aggregation == ("exact" if row.exact else "approximate")
     assert error < 1e-6 if row.exact else error > 1e-3
+
+
+@every_row
+def test_a_saved_folder_makes_the_same_layer_again(row: Row, tmp_path: Path) -> None:
+    adapted, base = one_layer(row)
+    shake(adapted)
+    save_adapter(adapted, tmp_path)
+    again = load_adapter(nn.Sequential(base), tmp_path)
+    assert type(again.config) is type(adapted.config)
+    assert torch.equal(again.module(X), adapted.module(X))
 
 
 def test_modules_to_save_train_whole_beside_the_adapter() -> None:

@@ -15,6 +15,7 @@ from turnout.peft.lift_adamw import LiftAdamW
 from turnout.peft.lora import LoraConfig
 from turnout.peft.paca import PacaConfig
 from turnout.peft.s2ft import S2ftConfig
+from turnout.peft.saving import load_adapter, merged_module, save_adapter, save_merged
 from turnout.peft.snella import SnellaConfig
 from turnout.peft.tera import TeraConfig
 from turnout.peft.weight_compander import Compander, WeightCompanderConfig
@@ -40,4 +41,8 @@ __all__ = [
     "TeraConfig",
     "WeightCompanderConfig",
     "attach",
+    "load_adapter",
+    "merged_module",
+    "save_adapter",
+    "save_merged",
 ]

@@ -45,7 +45,7 @@ class AdapterConfig(ABC):
 
     aggregation: ClassVar[Aggregation]
     svd_factors: ClassVar[tuple[str, str, float] | None] = None
-    """Names of the factors A and B and the scale of ``scale B A``, for a server that averages the products."""
+    """Names of the factors A and B and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     target_modules: str | tuple[str, ...] | None = None

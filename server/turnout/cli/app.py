@@ -9,6 +9,7 @@ from turnout.cli.client import client
 from turnout.cli.dashboard import dashboard
 from turnout.cli.data import app as data
 from turnout.cli.enrol import enrol
+from turnout.cli.export import export
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.reproduce import reproduce
@@ -30,6 +31,7 @@ app.command()(server)
 app.command()(client)
 app.command()(enrol)
 app.command()(dashboard)
+app.command()(export)
 app.command()(methods)
 app.command()(reproduce)
 app.add_typer(certs, name="certs")
