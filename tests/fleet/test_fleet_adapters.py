@@ -20,9 +20,13 @@ from turnout.tasks.source_archives import SHAKESPEARE
 from turnout.wire import methods, view
 
 load_methods()
-CLIENTS, ROUNDS = 3, 2
-# Where the defaults do not fit layers of 64 and 128.
-OPTIONS: dict[str, dict[str, Any]] = {"lift": {"r": 2, "filter_rank": 4}}
+CLIENTS, ROUNDS, STEPS = 3, 2, 2
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adalora": {"init_r": 4, "target_r": 2, "total_step": ROUNDS * STEPS},
+    "ist": {"base": {"name": "lora", "r": 4}, "interval": STEPS},
+    "lift": {"r": 2, "filter_rank": 4},
+    "snella": {"r": 4, "total_step": ROUNDS * STEPS},
+}
 
 pytestmark = [
     pytest.mark.data,
@@ -39,7 +43,7 @@ def experiment(slug: str, executor: str = "serial") -> Experiment:
             "run": {"rounds": ROUNDS, "seed": 3},
             "task": {"name": "shakespeare-lm", "play": "macbeth", "num_clients": CLIENTS, "tokens": 16},
             "peft": {"name": slug, **OPTIONS.get(slug, {})},
-            "client": {"optimizer": "adamw", "lr": 0.01, "batch_size": 4, "local_steps": 2},
+            "client": {"optimizer": "adamw", "lr": 0.01, "batch_size": 4, "local_steps": STEPS},
             "strategy": {"name": "fedavg"},
             "participation": {"model": "bernoulli", "probabilities": 1.0},
             "simulation": {"executor": executor, "workers": 2},

@@ -61,6 +61,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self._layout: ParameterLayout | None = None
         self.coordinates = Coordinates()
         self.shared = SharedState()
+        #: Whether a reply may leave out tensors that its client did not train, as some adapters do.
+        self.partial_replies = False
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
 
