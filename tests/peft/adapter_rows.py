@@ -30,6 +30,7 @@ class Row:
     exact: bool
     dead: frozenset[str] = field(default_factory=frozenset)
     starts_at_base: bool = True
+    near: float = 1e-6  # How near to the base one starts that does not start at it.
 
     @property
     def config(self) -> AdapterConfig:
@@ -50,6 +51,72 @@ ROWS = [
     Row("paca", {"r": 4, "paca_alpha": 8}, lambda o, i: o * 4, exact=True),
     Row("s2ft", {"d_ratio": 0.25}, lambda o, i: o * (i // 4), exact=True),
     Row("lift", {"r": 2, "filter_rank": 3}, lambda o, i: min(2 * (o + i), o * i), exact=True),
+]
+
+ROWS += [
+    Row(
+        "adalora",
+        {"init_r": 4, "target_r": 2, "total_step": 10},
+        lambda o, i: 4 * (o + i + 1),
+        exact=False,
+        dead=frozenset({"lora_A", "lora_B"}),
+    ),
+    Row("hut", {"r": 4}, lambda o, i: 4 * (o + i), exact=False, dead=frozenset({"hut_A"})),
+    Row("hut", {"r": 4, "freeze_a": True}, lambda o, i: 4 * o, exact=True),
+    Row("hut", {"r": 4, "hut_form": "h2"}, lambda o, i: 4 * (o + i), exact=False),
+    Row(
+        "hut",
+        {"r": 3, "hut_form": "h3", "alpha": 6},
+        lambda o, i: 6 * (o + i),
+        exact=False,
+        dead=frozenset({"hut_A", "hut_A2"}),
+    ),
+    Row(
+        "ist",
+        {"base": {"name": "lora", "r": 4}},
+        lambda o, i: 4 * (o + i),
+        exact=False,
+        dead=frozenset({"lora_A"}),
+    ),
+    Row("ist", {"base": {"name": "miss", "r": 8}, "mode": "local"}, lambda o, i: o * 8, exact=True),
+    Row(
+        "snella",
+        {"r": 4, "total_step": 10, "init_sparsity": 0.2},
+        lambda o, i: 4 * (o + i) + 3,
+        exact=False,
+        starts_at_base=False,
+        near=0.3,
+    ),
+    Row(
+        "snella",
+        {"r": 4, "total_step": 10, "competition": False, "checkpointing": False},
+        lambda o, i: 4 * (o + i),
+        exact=False,
+        starts_at_base=False,
+        near=0.01,
+    ),
+    Row(
+        "tera",
+        {"out_modes": (4, 4), "in_modes": (4, 6), "train_modes": "all", "projection_prng_key": 5},
+        lambda o, i: 18,
+        exact=False,
+        dead=frozenset({"1", "2", "3"}),
+    ),
+    Row(
+        "tera",
+        {"ranks": 8, "train_modes": "all", "save_projection": True},
+        lambda o, i: 16,
+        exact=False,
+        dead=frozenset({"1"}),
+    ),
+    Row("weight-compander", {}, lambda o, i: o * i + o, exact=True),
+    Row(
+        "weight-compander",
+        {"transfer": "latent", "learnable": True},
+        lambda o, i: o * i + o + 2,
+        exact=False,
+        starts_at_base=False,
+    ),
 ]
 
 

@@ -27,7 +27,7 @@ def test_every_registered_adapter_has_a_row() -> None:
 def test_it_starts_at_the_base(row: Row) -> None:
     adapted, base = one_layer(row)
     difference = (adapted.module(X) - base(X)).abs().max()
-    assert (difference == 0) or (difference < 1e-6 and not row.starts_at_base)
+    assert (difference == 0) or (difference < row.near and not row.starts_at_base)
 
 
 @every_row
@@ -56,7 +56,7 @@ def test_merged_and_unmerged(row: Row) -> None:
     shake(adapted)
     (layer,) = adapted.layers.values()
     output = adapted.module(X)
-    dense = nn.functional.linear(X, base.weight + layer.delta_weight(), base.bias)
+    dense = nn.functional.linear(X, base.weight + layer.delta_weight(), layer.bias)
     torch.testing.assert_close(output, dense, atol=1e-5, rtol=1e-5)
     adapted.merge()
     torch.testing.assert_close(adapted.module(X), output, atol=1e-5, rtol=1e-5)
@@ -78,7 +78,7 @@ def test_what_travels_is_what_the_formula_says(row: Row) -> None:
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     model = FlatModel(adapted.module)
     assert model.size == row.count(*SIDES)
-    assert not model.buffers
+    assert set(model.buffers) <= set(adapted.shared_state())
 
 
 @every_row
@@ -153,10 +153,10 @@ def test_shared_state_travels_to_an_adapter_of_another_seed(row: Row) -> None:
         if not len(tensor):
             continue
         with pytest.raises(ConfigError):
-            other.load_shared_state({**shared, name: tensor.float()[:1] + 0.5})
+            other.load_shared_state({**shared, name: (tensor.float()[:1] + 0.5)[None]})
         if not tensor.is_floating_point():
             bad = copy.deepcopy(tensor)
-            bad[-1] = 10**6
+            bad[-1] = min(10**6, torch.iinfo(bad.dtype).max)
             with pytest.raises(ConfigError):
                 other.load_shared_state({**shared, name: bad})
 

@@ -16,6 +16,7 @@ from turnout.peft.layer import AdapterLayer
 from turnout.peft.sensitivity import Sensitivity
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
+from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 
@@ -149,6 +150,11 @@ class AdaLora(AdapterLayer, TrainingPart):
         base: Tensor = self.base_layer(x)
         branch = linear(linear(x.to(self.lora_A.dtype), self.lora_A * self.singular_values), self.lora_B)
         return base + (self.config.scale * branch).to(base.dtype)
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` for a mask that is none."""
+        if int(self.rank_mask.max()) > 1:
+            raise ConfigError(f"rank_mask={self.rank_mask.tolist()} has other values than 0 and 1.")
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Collect scores anew."""

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from turnout.peft.config import DTYPES, AdapterConfig
+from turnout.peft.config import DTYPES, AdapterConfig, Companion
 from turnout.peft.layer import AdapterLayer, copy_buffers
 from turnout.peft.targets import saved_modules, targets_of
 from turnout.tasks.travelling import declare_travelling, travelling
@@ -31,7 +31,7 @@ class Adapted:
         self.config = config
         self.layers = {n: part for n, part in module.named_modules() if isinstance(part, AdapterLayer)}
         names = getattr(module, _COMPANIONS, ())
-        self.companions: dict[str, nn.Module] = {name: module.get_submodule(name) for name in names}
+        self.companions = {name: cast(Companion, module.get_submodule(name)) for name in names}
 
     @classmethod
     def of(cls, module: nn.Module) -> Adapted:
@@ -103,6 +103,7 @@ class Adapted:
             own = part.state_dict(keep_vars=True)
             mine = {key: rest.pop(f"{name}.{key}") for key in own if f"{name}.{key}" in rest}
             copy_buffers(own, mine)
+            part.check_shared()
         if rest:
             raise ConfigError(f"shared state {sorted(rest)[0]!r} belongs to no layer of this model.")
 

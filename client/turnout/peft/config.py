@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_count
@@ -18,6 +18,17 @@ from turnout.wire.errors import ConfigError, unknown_name
 Aggregation = Literal["exact", "approximate", "exact-svd"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Companion(nn.Module):
+    """A module beside the adapters, at the root of the model: its buffers travel, it computes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``: in a sequential model a companion comes last."""
+        return x
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` when values that came over the network are not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +94,14 @@ class AdapterConfig(ABC):
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick what the layers share anew, from their present weights, where the method says so."""
 
-    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, nn.Module]:
+    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, Companion]:
         """Return modules to put beside the attached ``layers``, at the root; all their tensors travel."""
         return {}
 
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""
-        return torch.Generator("cpu").manual_seed((self.seed << 32 | zlib.crc32(name.encode())) % 2**63)
+        # The generator looks at the lower 32 bits only.
+        return torch.Generator("cpu").manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
 
     def check_rank(self, field: str = "r") -> None:
         """Raise `ConfigError` unless ``field`` is a whole number of at least 1."""

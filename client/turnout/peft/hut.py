@@ -1,4 +1,5 @@
-"""HUT, Hadamard Updated Transformation (arXiv 2409.13501): the weight times a low-rank matrix, entry by entry.
+"""HUT, Hadamard Updated Transformation (arXiv 2409.13501): the weight times a low-rank matrix, entry by
+entry.
 
 "Hadamard" is the element-wise product. The form H1, ``W * (1 + s B A)``, is a reconstruction from the
 abstract; it is the published HiRA update. Two other readings of the abstract are kept behind ``hut_form``.

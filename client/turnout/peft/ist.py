@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from turnout.allocation import IstAllocator, draw_layers, score_change
 from turnout.allocation.ist import layer_count
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.peft.config import AdapterConfig, Aggregation, Companion
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
@@ -123,12 +123,12 @@ class IstConfig(AdapterConfig):
         """Return the adapter of ``base_layer``."""
         return self.adapter.layer(name, base_layer, generator)
 
-    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, nn.Module]:
+    def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, Companion]:
         """Return the scores, as the module ``ist``."""
         return {"ist": Ist(self, layers)}
 
 
-class Ist(nn.Module, TrainingPart):
+class Ist(Companion, TrainingPart):
     """Chooses which of L layers train, and scores them.
 
     Adapters in one numbered block of the model (``layers.3.attention.q``) are one layer. ``running_scores``
@@ -153,6 +153,13 @@ class Ist(nn.Module, TrainingPart):
         self._training = False
         self._step = 0
         self._chosen: Iterable[int] = ()
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` for scores or layers that cannot be; they came over the network."""
+        if not bool(torch.isfinite(self.running_scores).all()) or int(self.active.max()) > 1:
+            raise ConfigError(
+                "shared state 'ist' has scores that are not finite, or active layers not 0 or 1."
+            )
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Seed the client's draws of this round."""

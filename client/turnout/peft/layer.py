@@ -130,6 +130,10 @@ class AdapterLayer(nn.Module, ABC):
             setattr(self, name, state[name].detach().clone().to(own[name].device))
         for name in self.travelling_names:
             own[name].copy_(state[name])  # In place: a flat model refers to it.
+        self.check_shared()
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` when values in the shared state are not possible."""
 
 
 def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -139,8 +143,8 @@ def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     for name, tensor in own.items():
         if tensor.shape != given[name].shape or tensor.dtype != given[name].dtype:
             raise ConfigError(
-                f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the layer "
-                f"needs {tensor.dtype} of shape {tuple(tensor.shape)}."
+                f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the "
+                f"layer needs {tensor.dtype} of shape {tuple(tensor.shape)}."
             )
 
 

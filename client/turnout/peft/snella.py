@@ -6,12 +6,13 @@ The kernel and the sparsifier are those of the authors' code; the paper's abstra
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
 from turnout.allocation import SnellaAllocator
 from turnout.peft.config import AdapterConfig, Aggregation
@@ -110,7 +111,8 @@ class SnellaConfig(AdapterConfig):
 
 
 class Snella(AdapterLayer, TrainingPart):
-    """A linear layer with ``In_Qs`` (H, d_in, r/H), ``Out_Qs`` (H, d_out, r/H) and scalars alpha, gamma, beta.
+    """A linear layer with ``In_Qs`` (H, d_in, r/H), ``Out_Qs`` (H, d_out, r/H) and scalars alpha, gamma,
+    beta.
 
     ``num_kept`` (1,) is how many entries of the update may be non-zero, ``running_importance`` (1,) the
     client's score of the layer.
@@ -142,27 +144,41 @@ class Snella(AdapterLayer, TrainingPart):
         self.register_buffer("running_importance", torch.zeros(1))
         self._sensitivities: list[Sensitivity] = []
 
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """The trained tensors, in the order in which `kernel` takes them."""
+        pair = (self.In_Qs, self.Out_Qs)
+        return (*pair, self.alpha, self.gamma, self.beta) if self.config.competition else pair
+
     def kernel(self) -> Tensor:
         """Return K, shape (d_in, d_out)."""
-        # Exact distances: the matrix form of small ones is mostly rounding.
-        distances = torch.cdist(self.In_Qs, self.Out_Qs, compute_mode="donot_use_mm_for_euclid_dist")
-        signs = torch.tensor([(-1.0) ** h for h in range(len(distances))], device=distances.device)
-        k = self.config.kernel_scale * torch.tensordot(signs, distances, dims=1)
-        if self.config.competition:
-            gamma = torch.where(self.gamma.abs() < _SMALLEST_GAMMA, _SMALLEST_GAMMA, self.gamma)
-            k = k + self.alpha * torch.softmax(k / gamma, dim=-1) + self.beta
-        return k
+        return kernel(self.config.kernel_scale, *self.factors)
 
     def delta_weight(self) -> Tensor:
         """Return ``(K * n)^T`` with n the size of the entries kept, a constant to the gradient."""
-        return sparse_square(self.kernel(), int(self.num_kept)).T
+        return self._delta(*self.factors)
 
-    def effective_weight(self, dtype: torch.dtype) -> Tensor:
-        """Return ``W + delta``; the dense steps towards it are done again in backward."""
-        if not (self.config.checkpointing and torch.is_grad_enabled()):
-            return super().effective_weight(dtype)
-        plain = super().effective_weight
-        return cast(Tensor, checkpoint(plain, dtype, use_reentrant=False, preserve_rng_state=False))
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return the base layer's output plus ``x (K * n)``; the dense steps are done again in backward."""
+        base: Tensor = self.base_layer(x)
+        inputs = (x.to(self.In_Qs.dtype), *self.factors)
+        rebuild = self.config.checkpointing and torch.is_grad_enabled()
+        branch = _Rebuilt.apply(self._branch, *inputs) if rebuild else self._branch(*inputs)
+        return base + cast(Tensor, branch).to(base.dtype)
+
+    def _delta(self, *factors: Tensor) -> Tensor:
+        return sparse_square(kernel(self.config.kernel_scale, *factors), int(self.num_kept)).T
+
+    def _branch(self, x: Tensor, *factors: Tensor) -> Tensor:
+        return linear(x, self._delta(*factors))
+
+    def check_shared(self) -> None:
+        """Raise `ConfigError` for more non-zeros than there are entries."""
+        entries = self.in_features * self.out_features
+        if not 0 <= int(self.num_kept) <= entries:
+            raise ConfigError(
+                f"num_kept={int(self.num_kept)} is not possible; the layer has {entries} entries."
+            )
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Collect scores anew."""
@@ -185,6 +201,22 @@ class Snella(AdapterLayer, TrainingPart):
         self._sensitivities = []
 
 
+def kernel(scale: float, inner: Tensor, outer: Tensor, *competition: Tensor) -> Tensor:
+    """Return K, shape (d_in, d_out), of ``inner`` (H, d_in, q) and ``outer`` (H, d_out, q).
+
+    ``competition`` is (alpha, gamma, beta), or nothing.
+    """
+    # Exact distances: the matrix form of small ones is mostly rounding.
+    distances = torch.cdist(inner, outer, compute_mode="donot_use_mm_for_euclid_dist")
+    signs = torch.tensor([(-1.0) ** h for h in range(len(distances))], device=distances.device)
+    k = scale * torch.tensordot(signs, distances, dims=1)
+    if competition:
+        alpha, gamma, beta = competition
+        gamma = torch.where(gamma.abs() < _SMALLEST_GAMMA, _SMALLEST_GAMMA, gamma)
+        k = k + alpha * torch.softmax(k / gamma, dim=-1) + beta
+    return k
+
+
 def sparse_square(k: Tensor, kept: int) -> Tensor:
     """Return ``K |K|`` at the ``kept`` largest entries of K in size, else 0; its derivative is |K| there.
 
@@ -195,3 +227,26 @@ def sparse_square(k: Tensor, kept: int) -> Tensor:
         limit = size.reshape(-1).kthvalue(size.numel() - kept).values
         size = torch.where(size > limit, size, 0.0)
     return k * size
+
+
+class _Rebuilt(torch.autograd.Function):
+    """Calls a function of tensors; of its steps nothing is kept for backward, which takes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            tensors = [
+                tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            output = ctx.function(*tensors)
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, gradients[0]))
+        return (None, *(next(found) if tensor.requires_grad else None for tensor in tensors))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal, cast
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer, weight_of
+from turnout.peft.layer import AdapterLayer, check_buffers, weight_of
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError, unknown_name
@@ -114,7 +114,7 @@ class TeraConfig(AdapterConfig):
                 f"{len(modes)} modes {list(modes)}; give one rank per mode, or one number."
             )
         key = self.seed if self.projection_prng_key is None else self.projection_prng_key
-        generator = torch.Generator("cpu").manual_seed((key << 32 ^ d_out << 16 ^ d_in) % 2**63)
+        generator = replace(self, seed=key).generator(f"{d_out} x {d_in}")
         factors = [
             torch.randn(n, r, generator=generator) / math.sqrt(r) for n, r in zip(modes, ranks, strict=True)
         ]
@@ -125,7 +125,8 @@ class TeraConfig(AdapterConfig):
 
 @dataclass(frozen=True)
 class Network:
-    """The frozen pieces: ``core`` (R_1, ..., R_N) and ``factors`` (I_n, R_n), of which ``outputs`` are d_out's."""
+    """The frozen pieces: ``core`` (R_1, ..., R_N) and ``factors`` (I_n, R_n), of which ``outputs`` are
+    d_out's."""
 
     core: Tensor
     factors: list[Tensor]
@@ -218,21 +219,22 @@ class Tera(AdapterLayer, TrainingPart):
 
         Raises `ConfigError` for another network: drawn by another seed, or another version of PyTorch.
         """
-        given = dict(state)
-        checksum = given.pop("tera_checksum", None)
+        own = self.shared_state()
+        check_buffers(own, state)
+        checksum = self.checksum
         if self.config.save_projection:
-            own = self.shared_state()
-            for name, tensor in given.items():
-                if name not in own or own[name].shape != tensor.shape or own[name].dtype != tensor.dtype:
-                    raise ConfigError(f"shared state {name!r} does not fit this layer's network.")
-                setattr(self, name, tensor.detach().clone().to(own[name].device))
-            self.checksum = Network(self.tera_core, self.factors, self.outputs).checksum
-        expected = None if checksum is None else bytes(checksum.tolist()).hex()
-        if expected != self.checksum:
+            given = {name: state[name].detach().clone().to(own[name].device) for name in own}
+            factors = [given[f"tera_factor_{n}"] for n in range(len(self.tera_d))]
+            checksum = Network(given["tera_core"], factors, self.outputs).checksum
+        if bytes(state["tera_checksum"].tolist()).hex() != checksum:
             raise ConfigError(
                 "the frozen network differs from the server's (checksum); use the same seed and version of "
                 "PyTorch, or save_projection=true to send the network itself."
             )
+        self.checksum = checksum
+        for name in own if self.config.save_projection else ():
+            if name != "tera_checksum":
+                setattr(self, name, given[name])
 
 
 def apply_modes(z: Tensor, matrices: list[Tensor]) -> Tensor:

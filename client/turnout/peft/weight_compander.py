@@ -124,8 +124,9 @@ class WeightCompander(AdapterLayer, TrainingPart):
             else:
                 self.register_buffer(name, value)
         self.wc_bias: nn.Parameter | None = None
-        if self.bias is not None:
-            self.wc_bias = nn.Parameter(self.bias.detach().float().clone())
+        bias = cast("Tensor | None", base_layer.bias)
+        if bias is not None:
+            self.wc_bias = nn.Parameter(bias.detach().float().clone())
         self._plain_bias: Tensor | None = None
         self._steps: _Coordinates | None = None
 
@@ -135,6 +136,11 @@ class WeightCompander(AdapterLayer, TrainingPart):
         if self._latent and self.config.learnable:
             return Compander(softplus(self.wc_a), softplus(self.wc_b))
         return Compander(self.wc_a, self.wc_b)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The trained bias, or the base layer's while it is merged."""
+        return super().bias if self.merged else self.wc_bias
 
     def trained_weight(self) -> Tensor:
         """Return W, differentiable."""
@@ -157,7 +163,7 @@ class WeightCompander(AdapterLayer, TrainingPart):
     def adapted(self, x: Tensor) -> Tensor:
         """Return the layer's output with the trained weight and bias."""
         weight = self.trained_weight().to(x.dtype)
-        bias = None if self.wc_bias is None else self.wc_bias.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if isinstance(self.base_layer, nn.Conv2d):
             return self.base_layer._conv_forward(x, weight, bias)
         return nn.functional.linear(x, weight, bias)
@@ -166,7 +172,7 @@ class WeightCompander(AdapterLayer, TrainingPart):
         """Put weight and bias into the base layer."""
         super().merge()
         if self.wc_bias is not None:
-            self._plain_bias = self.bias
+            self._plain_bias = cast(Tensor, self.base_layer.bias)
             self.base_layer.bias = nn.Parameter(self.wc_bias.detach().clone(), requires_grad=False)
 
     def unmerge(self) -> None:

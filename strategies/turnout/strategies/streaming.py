@@ -65,6 +65,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self.partial_replies = False
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
+        #: Whether clients may leave tensors out that they did not change.
+        self.partial_replies = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the algorithm's state and the buffers."""
