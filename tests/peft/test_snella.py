@@ -139,6 +139,3 @@ def test_bad_settings() -> None:
         SnellaConfig(r=5, total_step=9)
     with pytest.raises(ConfigError, match="target_sparsity"):
         SnellaConfig(target_sparsity=1.0, total_step=9)
-    layer = snella()
-    with pytest.raises(ConfigError, match="num_kept=9999"):
-        layer.load_shared_state({**layer.shared_state(), "num_kept": torch.tensor([9999])})

@@ -16,7 +16,6 @@ from turnout.peft.layer import AdapterLayer
 from turnout.peft.sensitivity import Sensitivity
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
-from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 
@@ -84,7 +83,7 @@ class AdaLoraConfig(AdapterConfig):
         """The factor before ``B (A * E)``; as in the code of the authors and of HF."""
         return (self.lora_alpha or float(self.init_r)) / (self.init_r + 1e-5)
 
-    def allocator(self, local_steps: int = 1) -> AdaLoraAllocator:
+    def allocator(self, local_steps: int | None = 1) -> AdaLoraAllocator:
         """Return what chooses the ranks, for rounds of ``local_steps`` steps."""
         return AdaLoraAllocator(
             init_r=self.init_r,
@@ -150,11 +149,6 @@ class AdaLora(AdapterLayer, TrainingPart):
         base: Tensor = self.base_layer(x)
         branch = linear(linear(x.to(self.lora_A.dtype), self.lora_A * self.singular_values), self.lora_B)
         return base + (self.config.scale * branch).to(base.dtype)
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` for a mask that is none."""
-        if int(self.rank_mask.max()) > 1:
-            raise ConfigError(f"rank_mask={self.rank_mask.tolist()} has other values than 0 and 1.")
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Collect scores anew."""

@@ -45,7 +45,7 @@ def update_and_allocate(adapted: Adapted, step: int) -> None:
         part.after_gradient()
         cast(_Scored, part).report()
     tensors = travelling(adapted.module)
-    shared = adapted.shared_state()
+    shared = adapted.allocation_state()
     model = ModelView(
         {name: tensor.detach().numpy() for name, tensor in tensors.items() if name not in shared},
         {name: shared[name].numpy().copy() for name in shared if name in tensors},

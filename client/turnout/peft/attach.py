@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.peft.config import DTYPES, AdapterConfig, Companion
-from turnout.peft.layer import AdapterLayer, copy_buffers
+from turnout.peft.layer import AdapterLayer, check_buffers
 from turnout.peft.targets import saved_modules, targets_of
 from turnout.tasks.travelling import declare_travelling, travelling
 from turnout.wire.errors import ConfigError, LayoutError
@@ -44,9 +44,9 @@ class Adapted:
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return what is trained, by name: the adapters' parameters and the modules that train whole.
 
-        That is what travels, but for what an allocator decides from (`shared_state`).
+        That is what travels, but for `allocation_state`.
         """
-        decided = set(self.shared_state())
+        decided = set(self.allocation_state())
         return {
             name: tensor.detach() for name, tensor in travelling(self.module).items() if name not in decided
         }
@@ -82,30 +82,42 @@ class Adapted:
             return {name: layer.delta_weight() for name, layer in self.layers.items()}
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Return what the server fixes and hands out (indices, masks, scores), by ``LAYER.NAME``."""
-        state = {
+        """Return what the server fixes once and hands out (indices, masks), by ``LAYER.NAME``."""
+        return {
             f"{n}.{key}": t for n, layer in self.layers.items() for key, t in layer.shared_state().items()
         }
-        for name, part in self.companions.items():
-            state |= {f"{name}.{key}": tensor for key, tensor in part.state_dict(keep_vars=True).items()}
-        return state
 
     def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a `shared_state`. Raises `ConfigError` when it is not one of this module."""
         rest = dict(state)
         for name, layer in self.layers.items():
             prefix = f"{name}."
-            known = (*layer.shared_names, *layer.travelling_names)
-            mine = {key: rest.pop(prefix + key) for key in known if prefix + key in rest}
-            if known or mine:
+            mine = {key: rest.pop(prefix + key) for key in layer.shared_names if prefix + key in rest}
+            if layer.shared_names or mine:
                 layer.load_shared_state(mine)
-        for name, part in self.companions.items():
-            own = part.state_dict(keep_vars=True)
-            mine = {key: rest.pop(f"{name}.{key}") for key in own if f"{name}.{key}" in rest}
-            copy_buffers(own, mine)
-            part.check_shared()
         if rest:
             raise ConfigError(f"shared state {sorted(rest)[0]!r} belongs to no layer of this model.")
+
+    def allocation_state(self) -> dict[str, Tensor]:
+        """Return what travels beside the parameters (masks, budgets, scores), by name, themselves.
+
+        Empty for adapters whose server decides nothing between rounds.
+        """
+        state = {
+            f"{n}.{key}": cast(Tensor, getattr(layer, key))
+            for n, layer in self.layers.items()
+            for key in layer.travelling_names
+        }
+        for name, part in self.companions.items():
+            state |= {f"{name}.{key}": tensor for key, tensor in part.state_dict(keep_vars=True).items()}
+        return state
+
+    def load_allocation_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy an `allocation_state`. Raises `ConfigError` for other names, shapes or dtypes."""
+        own = self.allocation_state()
+        check_buffers(own, state)
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
 
 def attach(module: nn.Module, config: AdapterConfig) -> Adapted:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from turnout.allocation import Allocator
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
@@ -26,9 +27,6 @@ class Companion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``: in a sequential model a companion comes last."""
         return x
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` when values that came over the network are not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +95,10 @@ class AdapterConfig(ABC):
     def companions(self, layers: Mapping[str, AdapterLayer]) -> dict[str, Companion]:
         """Return modules to put beside the attached ``layers``, at the root; all their tensors travel."""
         return {}
+
+    def allocator(self, local_steps: int | None = 1) -> Allocator | None:
+        """Return what decides between rounds, of ``local_steps`` steps, what is trained, if anything."""
+        return None
 
     def generator(self, name: str) -> torch.Generator:
         """Return a new generator for the layer ``name``, the same on every machine and device."""

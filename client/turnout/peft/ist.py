@@ -103,11 +103,16 @@ class IstConfig(AdapterConfig):
         return self.adapter.aggregation
 
     @property
+    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+        """Those of the adapters."""
+        return self.adapter.svd_factors
+
+    @property
     def adapts(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
         """The kinds of layers that the adapters are for."""
         return self.adapter.adapts
 
-    def allocator(self, local_steps: int = 1) -> IstAllocator:
+    def allocator(self, local_steps: int | None = 1) -> IstAllocator:
         """Return what draws the layers between rounds."""
         return IstAllocator(n_update_ratio=self.n_update_ratio, mode=self.mode, seed=self.seed)
 
@@ -153,13 +158,6 @@ class Ist(Companion, TrainingPart):
         self._training = False
         self._step = 0
         self._chosen: Iterable[int] = ()
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` for scores or layers that cannot be; they came over the network."""
-        if not bool(torch.isfinite(self.running_scores).all()) or int(self.active.max()) > 1:
-            raise ConfigError(
-                "shared state 'ist' has scores that are not finite, or active layers not 0 or 1."
-            )
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Seed the client's draws of this round."""

@@ -113,27 +113,18 @@ class AdapterLayer(nn.Module, ABC):
         self._unmerged = None
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Return what the server fixes and hands out: ``shared_names`` and ``travelling_names``."""
-        names = (*self.shared_names, *self.travelling_names)
-        return {name: cast(Tensor, getattr(self, name)) for name in names}
+        """Return what the server fixes and hands out: the buffers in ``shared_names``."""
+        return {name: cast(Tensor, getattr(self, name)) for name in self.shared_names}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Take over what the server handed out; the present tensors may be shared and stay as they are.
 
         Raises `ConfigError` for missing or unknown names and for shapes or dtypes that differ.
         """
-        own = {
-            name: cast(Tensor, getattr(self, name)) for name in (*self.shared_names, *self.travelling_names)
-        }
+        own = {name: cast(Tensor, getattr(self, name)) for name in self.shared_names}
         check_buffers(own, state)
         for name in self.shared_names:
             setattr(self, name, state[name].detach().clone().to(own[name].device))
-        for name in self.travelling_names:
-            own[name].copy_(state[name])  # In place: a flat model refers to it.
-        self.check_shared()
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` when values in the shared state are not possible."""
 
 
 def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -146,10 +137,3 @@ def check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
                 f"shared state {name!r} is {given[name].dtype} of shape {tuple(given[name].shape)}, the "
                 f"layer needs {tensor.dtype} of shape {tuple(tensor.shape)}."
             )
-
-
-def copy_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copy ``given`` into the buffers ``own``. Raises `ConfigError` when it does not fit."""
-    check_buffers(own, given)
-    for name, tensor in own.items():
-        tensor.copy_(given[name])

@@ -93,7 +93,7 @@ class SnellaConfig(AdapterConfig):
             check_number(field, getattr(self, field), low=0, high=1, open_low=True, open_high=True)
         self.allocator()
 
-    def allocator(self, local_steps: int = 1) -> SnellaAllocator:
+    def allocator(self, local_steps: int | None = 1) -> SnellaAllocator:
         """Return what shares out the non-zeros, for rounds of ``local_steps`` steps."""
         return SnellaAllocator(
             init_sparsity=self.init_sparsity,
@@ -171,14 +171,6 @@ class Snella(AdapterLayer, TrainingPart):
 
     def _branch(self, x: Tensor, *factors: Tensor) -> Tensor:
         return linear(x, self._delta(*factors))
-
-    def check_shared(self) -> None:
-        """Raise `ConfigError` for more non-zeros than there are entries."""
-        entries = self.in_features * self.out_features
-        if not 0 <= int(self.num_kept) <= entries:
-            raise ConfigError(
-                f"num_kept={int(self.num_kept)} is not possible; the layer has {entries} entries."
-            )
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Collect scores anew."""

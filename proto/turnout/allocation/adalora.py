@@ -15,10 +15,8 @@ from turnout.allocation.allocator import Allocator, ModelView
 from turnout.allocation.schedule import CubicSchedule
 from turnout.allocation.shares import keep_top
 from turnout.wire.errors import ConfigError
-from turnout.wire.registry import register
 
 
-@register("adalora", "allocator", "2303.10512")
 @dataclass(frozen=True, kw_only=True)
 class AdaLoraAllocator(Allocator):
     """Zero the singular values of the least important triplets, as the cubic budget falls.

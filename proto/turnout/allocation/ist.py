@@ -14,7 +14,6 @@ import numpy as np
 from turnout.allocation.allocator import Allocator, ModelView
 from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError
-from turnout.wire.registry import register
 
 _LARGEST: Final = 30.0  # sigmoid(-30) is 1e-13: still a positive probability.
 
@@ -54,7 +53,6 @@ def layer_count(ratio: float, layers: int) -> int:
     return max(1, int(ratio * layers))
 
 
-@register("ist", "allocator", "2410.11772")
 @dataclass(frozen=True, kw_only=True)
 class IstAllocator(Allocator):
     """Draw the layers that all clients train in the next round (mode ``"shared"``).

@@ -11,10 +11,8 @@ from turnout.allocation.allocator import Allocator, ModelView
 from turnout.allocation.schedule import CubicSchedule
 from turnout.allocation.shares import share_out
 from turnout.wire.errors import ConfigError
-from turnout.wire.registry import register
 
 
-@register("snella", "allocator", "2510.24037")
 @dataclass(frozen=True, kw_only=True)
 class SnellaAllocator(Allocator):
     """Share out a falling number of non-zeros over the layers, by the importance that clients report.

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from turnout.tasks import Task
 
 
-def couple(strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], Task]) -> None:
+def couple(
+    strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], Task], local_steps: int | None
+) -> None:
     """Prepare ``strategy`` for adapters of ``config`` on the model of ``task``, an `AdaptedTask`.
 
+    ``local_steps`` is what a client takes in a round, None if that differs.
     Raises `ConfigError` for a strategy that remembers vectors of clients while the shared state is to change:
     they would be about other entries.
     """
@@ -33,6 +36,8 @@ def couple(strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[]
             f"{type(strategy).__name__} remembers earlier ones; leave it out, or take a strategy without "
             "memory such as fedavg or fedau."
         )
+    strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
+    strategy.allocator = config.allocator(local_steps)
     if config.svd_factors is not None:
         strategy.coordinates = SvdFactors(*config.svd_factors)
     strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)

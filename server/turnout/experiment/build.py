@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from turnout.allocation import Allocator
 from turnout.experiment.check import KNOWN, blamed
 from turnout.experiment.methods import load_methods
 from turnout.experiment.model import Experiment
@@ -19,7 +18,7 @@ from turnout.experiment.sections import EXTERNAL as EXTERNAL
 from turnout.simulation import LocalGrid
 from turnout.simulation.participation import ParticipationModel
 from turnout.strategies import StreamingStrategy
-from turnout.wire import ConfigError, find, methods
+from turnout.wire import ConfigError, find
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -107,8 +106,8 @@ def make_strategy(
     if experiment.peft is not None:
         from turnout.experiment.adapters import couple
 
-        options = experiment.peft.options
-        _made(experiment, "peft", options, lambda: couple(strategy, _config(experiment), task))
+        options, steps = experiment.peft.options, _spoken(experiment.client).get("local_steps")
+        _made(experiment, "peft", options, lambda: couple(strategy, _config(experiment), task, steps))
     return strategy
 
 
@@ -168,30 +167,12 @@ def _build_strategy(
         options["participation"] = {i: float(p) for i, p in enumerate(rates) if p > 0} if missing else rates
     options.setdefault("seed", experiment.run.seed)
     strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
-    if experiment.peft is not None:
-        strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
-        strategy.allocator = _made(
-            experiment, "peft", experiment.peft.options, lambda: _allocator(experiment)
-        )
     cohort = getattr(strategy, "clients_per_round", None)
     if cohort is not None and cohort > num_clients:
         raise ConfigError(
             f"clients_per_round={cohort}, but the task has num_clients={num_clients}; lower it to that."
         )
     return strategy
-
-
-def _allocator(experiment: Experiment) -> Allocator | None:
-    """Return what decides for the experiment's adapter between rounds; None when nothing has to."""
-    assert experiment.peft is not None
-    slug = experiment.peft.name
-    if slug not in {entry.slug for entry in methods("allocator")}:
-        return None
-    target = find("allocator", slug).target
-    known = {"seed": experiment.run.seed, **_spoken(experiment.peft.options)}
-    known["local_steps"] = _spoken(experiment.client).get("local_steps")
-    allocator: Allocator = target(**{n: known[n] for n in accepted_options(target)[0] if n in known})
-    return allocator
 
 
 def _build_mods(experiment: Experiment, seed: int) -> list[Any]:

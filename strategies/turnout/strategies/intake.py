@@ -49,8 +49,8 @@ class Intake:
     """Checks the replies of one round against the layout and against what was asked.
 
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
-    over fresh memory takes several times as long as the check itself. With ``partial``, tensors that a reply
-    leaves out are as they were sent.
+    over fresh memory takes several times as long as the check itself. A reply may leave out
+    tensors of which ``unchanged`` says what they were when they were sent.
     """
 
     def __init__(
@@ -62,13 +62,12 @@ class Intake:
         buffers: dict[str, NDArray] | None = None,
         *,
         coordinates: Coordinates | None = None,
-        partial: bool = False,
+        unchanged: ArrayRecord | None = None,
     ) -> None:
         self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
-        # What stands for the tensors that a partial reply leaves out.
-        self._unchanged = layout.record(sent) if partial else ArrayRecord()
+        self._unchanged = ArrayRecord() if unchanged is None else unchanged
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()

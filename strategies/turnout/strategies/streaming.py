@@ -61,8 +61,6 @@ class StreamingStrategy(Algorithm, Strategy):
         self._layout: ParameterLayout | None = None
         self.coordinates = Coordinates()
         self.shared = SharedState()
-        #: Whether a reply may leave out tensors that its client did not train, as some adapters do.
-        self.partial_replies = False
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
         #: Whether clients may leave tensors out that they did not change.
@@ -181,7 +179,7 @@ class StreamingStrategy(Algorithm, Strategy):
             server_round,
             self._lent,
             coordinates=self.coordinates,
-            partial=self.partial_replies,
+            unchanged=self.layout.record(travelling) if self.partial_replies else None,
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
@@ -323,11 +321,12 @@ class StreamingStrategy(Algorithm, Strategy):
         if self.allocator is None:
             return
         x = np.array(self.x)
+        tensors = self.layout.split(x) if type(self.coordinates) is Coordinates else {}
         buffers = {
             name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
             for name, value in self._buffers.values.items()
         }
-        self.allocator.allocate(server_round, ModelView(self.layout.split(x), buffers))
+        self.allocator.allocate(server_round, ModelView(tensors, buffers))
         self.x, self._buffers.values = x, buffers
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
