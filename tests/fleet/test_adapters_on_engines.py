@@ -92,6 +92,6 @@ def test_the_same_bits_on_every_engine(slug: str, tmp_path: Path) -> None:
     serial = simulated(slug, "serial")
     start = build(experiment(slug)).task.initial_arrays()
     assert digest(serial) != digest(start)
-    assert list(serial) == list(start)
+    assert set(serial) == set(start)
     assert digest(simulated(slug, "processes")) == digest(serial)
     assert digest(served(slug, tmp_path)) == digest(serial)
