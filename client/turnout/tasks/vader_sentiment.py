@@ -50,7 +50,7 @@ class VaderSentiment(ClassificationTask):
         ``"minilm"``: the encoder and a linear head, for fine-tuning. ``"frozen-minilm"``: the linear head
         alone, on embeddings that are computed once and kept in the cache.
     tokens
-        Length to which sentences are cut; one in a hundred has more than 64.
+        Length to which sentences are cut; three in a thousand have more than 64.
     train_per_domain, test_per_domain
         Take a seeded random part of so many sentences of each domain; by default all of them.
     holdout
