@@ -1,4 +1,4 @@
-"""Small studies of the papers behind the strategies: ``turnout reproduce SLUG`` runs them.
+"""Small studies of the papers behind the methods: ``turnout reproduce SLUG`` runs them.
 
 Each drives Turnout's own strategy classes over vectors, prints its figures beside those of an independent
 implementation, and says of every claim whether it holds. Importing this package registers the studies.
@@ -6,7 +6,15 @@ implementation, and says of every claim whether it holds. Importing this package
 
 from __future__ import annotations
 
-from turnout.reproduce import fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import (
+    bo_rep,
+    fedamd,
+    fedau,
+    fedstale,
+    field_space_continual,
+    loss_curvature_edit,
+    rerce_fed_admm,
+)
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,8 +23,11 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "bo_rep",
     "fedamd",
     "fedau",
     "fedstale",
+    "field_space_continual",
+    "loss_curvature_edit",
     "rerce_fed_admm",
 ]
