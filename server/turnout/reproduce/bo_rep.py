@@ -86,7 +86,7 @@ class Toy:
     def draw(cls, seed: int) -> Toy:
         """Draw B and a start of norm about 10."""
         rng = torch.Generator().manual_seed(seed)
-        matrix = torch.randn(DIMENSION, DIMENSION, generator=rng, dtype=torch.float64)
+        matrix = torch.randn(DIMENSION, DIMENSION, generator=rng, dtype=torch.float64) / DIMENSION**0.5
         x = 10 / DIMENSION**0.5 * torch.randn(DIMENSION, generator=rng, dtype=torch.float64)
         return cls(matrix, x.requires_grad_(), torch.zeros_like(x).requires_grad_(), rng)
 

@@ -28,10 +28,10 @@ CLEANING: Final[dict[str, tuple[float, ...]]] = {
     "clean examples alone": (0.0,),
 }
 REPRESENTATION: Final[dict[str, tuple[float, ...]]] = {
-    "BO-REP": (0.3, 1.0),
-    "momentum SGD": (1.0, 3.0, 10.0),
-    "momentum, clipped": (3.0, 10.0),
-    "first order": (0.3, 1.0),
+    "BO-REP": (0.3, 1.0, 3.0),
+    "momentum SGD": (3.0, 10.0, 30.0),
+    "momentum, clipped": (10.0, 30.0),
+    "first order": (0.3, 1.0, 3.0),
 }
 EVERY: Final = 10
 

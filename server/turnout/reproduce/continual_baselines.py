@@ -137,7 +137,7 @@ class _StraightThrough(_Learner):
 
 
 def _binary_network(x: Tensor, latent: list[Tensor]) -> Tensor:
-    """Return the outputs under the signs of ``latent``, through which gradients pass as if they were not there."""
+    """Return the outputs under the signs of ``latent``; gradients pass as if there were no signs."""
     x = x.flatten(1)
     for number, w in enumerate(latent):
         x = x if number == 0 else x.relu()

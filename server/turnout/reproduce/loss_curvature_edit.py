@@ -200,10 +200,12 @@ def _shuffled(factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
 
 
 def _rivals(rows: Mapping[str, Row], word: str, accuracy: float) -> Row:
-    """Return the row of a family that memorises least among those with at least this test accuracy."""
+    """Return a family's row that memorises least with at least this test accuracy, else its most accurate."""
     family = [row for name, row in rows.items() if name.startswith(word) and "," not in name]
-    good = [row for row in family if row["accuracy"] >= accuracy] or family
-    return min(good, key=lambda row: row["memorised"])
+    good = [row for row in family if row["accuracy"] >= accuracy]
+    return (
+        min(good, key=lambda row: row["memorised"]) if good else max(family, key=lambda row: row["accuracy"])
+    )
 
 
 def _claims(rows: Mapping[str, Row], details: Row) -> list[Claim]:
