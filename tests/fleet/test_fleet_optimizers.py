@@ -1,4 +1,4 @@
-"""Clients' optimizer state in a fleet of real processes: as simulated, across restarts of nodes and server."""
+"""Clients' optimizer state in a fleet of real processes: as simulated, and across restarts."""
 
 from __future__ import annotations
 
