@@ -71,13 +71,18 @@ class PlantedLabels(ImageTask):
         self._wrong = wrong
 
     def model(self) -> nn.Module:
-        """Return a perceptron with two hidden layers: Linear layers "1", "3" and "5"."""
-        return nn.Sequential(
+        """Return a perceptron of three Linear layers, "1", "3" and "5", in He's initialisation."""
+        module = nn.Sequential(
             nn.Flatten(),
             nn.Linear(self.side**2, self.width), nn.ReLU(),
             nn.Linear(self.width, self.width), nn.ReLU(),
             nn.Linear(self.width, self.classes),
         )  # fmt: skip
+        for layer in module:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        return module
 
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Return the test metrics, and what the model says of the training examples."""

@@ -7,6 +7,7 @@ the participants' h_k.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -107,7 +108,6 @@ class BORep(Bilevel):
     def setup(self) -> None:
         """Start with m = 0."""
         self.momentum = array_namespace(self.x).zeros_like(self.x)
-        self._length = 0.0
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Ask everyone for a hypergradient; y is refreshed in steps 0, I, 2 I, ..."""
@@ -128,15 +128,25 @@ class BORep(Bilevel):
         xp = array_namespace(self.x)
         h = self.sum.drain(self._total)
         momentum = self.beta * self.momentum + (1 - self.beta) * h
-        self._length = float(xp.sqrt(xp.sum(momentum * momentum)))
+        length = norm(momentum)
         self.momentum = xp.astype(momentum, self.x.dtype)
-        if self._length == 0.0:
+        if length == 0.0:
             return self.x
-        scale = 1.0 / self._length if self.normalize else 1.0
+        scale = 1.0 / length if self.normalize else 1.0
         if self.clip is not None:
-            scale = min(1.0, self.clip / self._length)
+            scale = min(1.0, self.clip / length)
         return self.step(momentum * (-self.length(server_round) * scale))
 
     def diagnostics(self) -> dict[str, float]:
         """The norm of the momentum: how steep the upper problem is."""
-        return {"momentum-norm": self._length}
+        return {"momentum-norm": norm(self.momentum)}
+
+
+def norm(vector: Any) -> float:
+    """Return the Euclidean norm in float64, summed in halves: the same bits on NumPy and torch."""
+    xp = array_namespace(vector)
+    squares = xp.astype(vector, xp.float64) ** 2
+    while squares.shape[0] > 1:
+        half = squares.shape[0] // 2
+        squares = xp.concat((squares[:half] + squares[half : 2 * half], squares[2 * half :]))
+    return math.sqrt(float(squares[0])) if squares.shape[0] else 0.0

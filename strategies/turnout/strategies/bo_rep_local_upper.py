@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from turnout.strategies.array_api import array_namespace
-from turnout.strategies.bo_rep import Bilevel
+from turnout.strategies.bo_rep import Bilevel, norm
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.wire import ReplyRejected, keys, register
 from turnout.wire.columns import Column
@@ -32,14 +32,14 @@ class BORepLocalUpper(Bilevel):
     Down: y and z. Up: y in a refresh, else z's residual and one number.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ("implicit", "norms", "norm_rounds")
+    state_names: ClassVar[tuple[str, ...]] = ("implicit", "norm", "norms", "norm_rounds")
 
     def setup(self) -> None:
         """Start with z = 0 and no client's momentum known."""
         self.implicit = array_namespace(self.x).zeros_like(self.x)
         self.norms = Column(np.float64)
         self.norm_rounds = Column(np.int64)
-        self._norm = 0.0
+        self.norm = 0.0
 
     def refreshes(self, server_round: int) -> bool:
         """Return whether y is trained in ``server_round``: 1, I + 2, 2 I + 3, ..."""
@@ -110,15 +110,14 @@ class BORepLocalUpper(Bilevel):
         if self._refreshing:
             return self.step(mean)
         self.implicit = array_namespace(self.x).astype(self.implicit - self.nu * mean, self.x.dtype)
-        self._norm = math.sqrt(math.fsum(self._squares.values()))  # Rounded once: in any order the same.
+        self.norm = math.sqrt(math.fsum(self._squares.values()))  # Rounded once: in any order the same.
         for row in self._squares:
-            self.norms[row], self.norm_rounds[row] = self._norm, server_round
+            self.norms[row], self.norm_rounds[row] = self.norm, server_round
         return self.x
 
     def diagnostics(self) -> dict[str, float]:
         """The norms of the clients' momenta together, and of z."""
-        xp = array_namespace(self.x)
         return {
-            "momentum-norm": self._norm,
-            "implicit-norm": float(xp.sqrt(xp.sum(self.implicit * self.implicit))),
+            "momentum-norm": self.norm,
+            "implicit-norm": norm(self.implicit),
         }
