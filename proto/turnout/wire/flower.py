@@ -34,6 +34,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "IDENTITY",
     "LOST",
     "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
@@ -62,6 +63,8 @@ LOST: Final[frozenset[int]] = frozenset(
 """Codes of errors that say nothing of the client's app: its node, or a message, was lost on the way."""
 REPLY_REFUSED: Final[int] = 40_001
 """Ours: the engine refused a client's reply; the error's reason is ``slug: detail``."""
+IDENTITY: Final = "query.identity"
+"""The type of the message that asks a node on Flower's engines which client it is."""
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 NUMPY_STYPE: Final = "numpy.ndarray"

@@ -10,7 +10,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from turnout.wire import keys
-from turnout.wire.flower import LOST, record_dict, records_of, request
+from turnout.wire.flower import IDENTITY, LOST, record_dict, records_of, request
 
 log = logging.getLogger("turnout.server.flower")
 
@@ -65,7 +65,7 @@ class Roll:
             return
         # An engine's mods and apps may look for the records that every request has.
         questions = [
-            request(record_dict({}), dst_node_id=node, message_type=keys.IDENTITY, group_id="identity")
+            request(record_dict({}), dst_node_id=node, message_type=IDENTITY, group_id="identity")
             for node in nodes
         ]
         ids = list(self._grid.push_messages(questions))
