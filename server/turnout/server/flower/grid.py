@@ -32,6 +32,7 @@ log = logging.getLogger("turnout.server.flower")
 
 _PUSHED_AT_ONCE: Final = 64
 _SHORTEST_PAUSE: Final = 0.01
+_REST: Final = 5.0
 _LOOK_SECONDS: Final = 0.5
 
 
@@ -265,7 +266,7 @@ class FlowerGrid(Grid):
             yield error_reply(asked, "Flower's SuperLink did not take the request.", NODE_UNAVAILABLE)
         pause = _SHORTEST_PAUSE
         while waiting:
-            found = False
+            found, began = False, time.monotonic()
             for message_id in list(waiting):
                 answers = list(self.inner.pull_messages([message_id]))
                 if time.monotonic() >= deadline and not answers:
@@ -280,7 +281,9 @@ class FlowerGrid(Grid):
                     del answer  # The next one must not come while this one is still there.
                     if trains and not failed:
                         self._note(asked.metadata.dst_node_id, before)
-            pause = _SHORTEST_PAUSE if found else min(2 * pause, self._longest_pause)
+            # Looking costs SuperLink work, which on a small machine the clients wait for.
+            rested = max(2 * pause, _REST * (time.monotonic() - began))
+            pause = _SHORTEST_PAUSE if found else min(rested, self._longest_pause)
             if waiting and not found:
                 time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
 
