@@ -43,6 +43,7 @@ __all__ = [
     "NodeInfo",
     "Run",
     "array_record",
+    "drop_encodings",
     "dtype_name",
     "ensure_identity",
     "error_reply",
@@ -190,6 +191,13 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     stay in memory until the garbage collector runs: twenty models and more.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
+def drop_encodings(content: RecordDict) -> None:
+    """Let go of the ``.npy`` bytes that a transport asked for; they are made again if it asks again."""
+    for record in records_of(content, ArrayRecord).values():
+        for array in record.values():
+            array.__dict__.pop("_encoded", None)
 
 
 def local_run() -> Run:

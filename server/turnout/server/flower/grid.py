@@ -17,6 +17,7 @@ from turnout.wire import ConfigError, NDArray, keys
 from turnout.wire.flower import (
     NODE_UNAVAILABLE,
     Run,
+    drop_encodings,
     error_reply,
     record_dict,
     records_of,
@@ -135,6 +136,7 @@ class FlowerGrid(Grid):
         Raises `ConfigError` when too few come within ``wait`` seconds.
         """
         deadline = math.inf if self._wait is None else time.monotonic() + self._wait
+        told: list[int] | None = None
         while True:
             present, expected = self._roll.call(), self._expected()
             if expected is not None:
@@ -148,6 +150,9 @@ class FlowerGrid(Grid):
                     f"round {self._round}: only clients {present[:8]} came within {self._wait:g} seconds; "
                     f"at least {self._min_clients} are needed."
                 )
+            if present != told:
+                told = present
+                log.info("round %s: waiting for clients; %s are here.", self._round, len(present))
             time.sleep(_LOOK_SECONDS)
 
     def _expected(self) -> set[int] | None:
@@ -221,6 +226,8 @@ class FlowerGrid(Grid):
                 known = message_id or f"unsent-{begin + at}"
                 stamp(message, known)
                 sent[known] = message
+        for message in requests:
+            drop_encodings(message.content)  # SuperLink has the model now.
         return sent
 
     def _addressed(self, message: Message, timeout: float | None) -> Message:
