@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--without", nargs="*", default=[], choices=["superlink", "ray"])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that the SuperLinks end with it.
     for parameters in options.parameters:
         print(json.dumps(measure(options, parameters)), flush=True)
 

@@ -25,14 +25,15 @@ _ENGINES: Final = {
 
 
 def stock_table() -> str:
-    """Return the stock strategies with their papers and the options that only some have."""
+    """Return the stock strategies: paper, what they do, and the options that only some have."""
     load_methods()
-    rows = ["| name | paper | options of its own |", "| --- | --- | --- |"]
+    rows = ["| name | paper | what it does | options of its own |", "| --- | --- | --- | --- |"]
     for entry in methods("flower-strategy"):
         parameters = inspect.signature(entry.target).parameters
         own = [_option(name, p) for name, p in parameters.items() if name not in _COMMON]
         paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
-        rows.append(f"| `{entry.slug}` | {paper} | {', '.join(own) or 'none'} |")
+        does = entry.summary.removeprefix("Flower's: ")
+        rows.append(f"| `{entry.slug}` | {paper} | {does} | {', '.join(own) or 'none'} |")
     return "\n".join(rows)
 
 
@@ -47,15 +48,19 @@ def engine_table() -> str:
     """Return what benchmarks/flower_engines.py wrote: seconds and memory per engine and size of model."""
     lines = (RESULTS / "flower-engines.jsonl").read_text(encoding="utf-8").splitlines()
     results: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    sizes = [f"{result['parameters']:,} parameters" for result in results]
+    sizes = [f"{result['parameters']:,} parameters, {result['clients']} clients" for result in results]
     head = ["| engine |", *(f" {size}: a round | the server's peak |" for size in sizes)]
     rows = ["".join(head), "| --- |" + " --- | --- |" * len(sizes)]
     for key, words in _ENGINES.items():
-        found = [result["engines"].get(key) for result in results]
-        if all(found):
-            cells = [f" {_seconds(f['round_s'])} | {f['server_mb']:.0f} MB |" for f in found if f]
-            rows.append(f"| {words} |{''.join(cells)}")
+        cells = [_cells(result["engines"].get(key)) for result in results]
+        rows.append(f"| {words} |{''.join(cells)}")
     return "\n".join(rows)
+
+
+def _cells(figures: dict[str, float] | None) -> str:
+    if figures is None:
+        return " | |"
+    return f" {_seconds(figures['round_s'])} | {figures['server_mb']:.0f} MB |"
 
 
 def _seconds(seconds: float) -> str:

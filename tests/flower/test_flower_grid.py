@@ -161,6 +161,10 @@ def test_strangers_are_left_out_and_two_nodes_of_a_client_are_one() -> None:
     grid = FlowerGrid(inner, num_clients=2, min_clients=2)
     assert grid.get_node_ids() == [0, 1]
     assert grid.registered_ids() == range(2)
+    newest = inner.connect(0)  # Started anew; the old node is not missed yet.
+    grid.get_node_ids()
+    grid.push_messages([grid.create_message(RecordDict(), "train", 0, "1")])
+    assert [message.metadata.dst_node_id for message, _ in inner._waiting.values()] == [newest]
 
 
 @pytest.mark.parametrize("make", [FedAvg, FedAdam])

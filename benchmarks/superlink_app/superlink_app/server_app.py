@@ -63,7 +63,7 @@ def run_turnout(grid: Grid, *, clients: int, rounds: int, parameters: int) -> li
             seconds.append(sum(report.seconds[name] for name in ("select", "train", "finish")))
 
     initial = ArrayRecord([np.zeros(parameters, np.float32)])
-    engine = FlowerGrid(grid, min_clients=clients, longest_pause=0.1)
+    engine = FlowerGrid(grid, min_clients=clients)
     engine.get_node_ids()  # Waiting for them is no part of a round.
     FedAvg(num_clients=clients).start(engine, initial, num_rounds=rounds, timeout=600, callbacks=[Clock()])
     return seconds
@@ -80,7 +80,7 @@ def main(grid: Grid, context: Context) -> None:
     elif config["engine"] == "stock":
         from turnout.server.flower import FlowerGrid
 
-        seconds = run(FlowerGrid(grid, min_clients=config["clients"], longest_pause=0.1), **settings)
+        seconds = run(FlowerGrid(grid, min_clients=config["clients"]), **settings)
     else:
         seconds = run(grid, **settings)
     document = {"seconds": seconds, "server_peak_mb": peak_mb()}

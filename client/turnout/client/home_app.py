@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from turnout.wire import keys
 from turnout.wire.errors import ConfigError
+from turnout.wire.flower import IDENTITY
 from turnout.wire.record_tree import isolated
 from turnout.wire.torch_threads import one_torch_thread
 
@@ -42,7 +43,7 @@ class HomeApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer ``message`` as the app does. Raises what it raises, `ConfigError` for a bad node config."""
         client = client_of(context)
-        if message.metadata.message_type == keys.IDENTITY:
+        if message.metadata.message_type == IDENTITY:
             known = {} if client is None else {keys.CLIENT_ID: client}
             return Message(RecordDict({keys.METRICS: MetricRecord(known)}), reply_to=message)
         if client is not None:

@@ -51,8 +51,7 @@ TRAIN_LOSS: Final = "train-loss"
 TRAIN_SECONDS: Final = "train-seconds"
 MOMENTUM_SQUARE: Final = "momentum-square"
 
-# What Turnout says to clients on Flower's engines: who are you, and which of your states counts.
-IDENTITY: Final = "query.identity"
+# What Turnout tells clients on Flower's engines: which of their states counts.
 RUN: Final = "turnout-run"
 BASE_ROUND: Final = "base-round"
 KEEP_ROUND: Final = "keep-round"

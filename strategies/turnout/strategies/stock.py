@@ -6,6 +6,7 @@ by one before the strategy sees them, and are handed to it as the list that it n
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,13 @@ class StockStrategy(StreamingStrategy):
         return inner if isinstance(inner, FedAvg) else None
 
     def setup(self) -> None:
-        """Start the strategy from nothing."""
+        """Start the strategy from nothing. Raises `ConfigError` for a model that it cannot average."""
+        whole = [spec.name for spec in self.layout.buffers if np.dtype(spec.dtype).kind in "iu"]
+        if whole and self.own.scales_arrays:
+            raise ConfigError(
+                f"{self.name} of Flower cannot average integers, such as {whole[0]!r} of this model; take "
+                "another strategy, or a model without batch normalisation."
+            )
         self.own.reset()
 
     # --- rounds ----------------------------------------------------------------------------------------
@@ -146,7 +153,7 @@ class StockStrategy(StreamingStrategy):
         self._next = self.x
         if not replies:
             return
-        with _seeded(self.seed, server_round, _AGGREGATE):
+        with _seeded(self.seed, server_round, _AGGREGATE), _cheap_collections():
             arrays, _ = self.stock.aggregate_train(server_round, _alike(replies))
         if arrays is None:  # Bulyan had too few replies, say.
             return
@@ -267,6 +274,19 @@ def _seeded(seed: int, server_round: int, purpose: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    """Leave what exists out of garbage collections: Bulyan and QFedAvg ask for a full one for each reply."""
+    if gc.get_freeze_count():  # Frozen by somebody else, who must not find it thawed.
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _alike(replies: Sequence[Message]) -> list[Message]:

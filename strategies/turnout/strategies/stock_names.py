@@ -17,24 +17,30 @@ from turnout.wire.registry import register
 PREFIX: Final = "flwr:"
 KIND: Final = "flower-strategy"
 _PLAIN: Final = {
-    "FedAvg": "1602.05629",
-    "FedAdam": "2003.00295",
-    "FedYogi": "2003.00295",
-    "FedAdagrad": "2003.00295",
-    "FedAvgM": "1909.06335",
-    "FedProx": "1812.06127",
-    "FedMedian": "1803.01498",
-    "FedTrimmedAvg": "1803.01498",
-    "Krum": "1703.02757",
-    "MultiKrum": "1703.02757",
-    "Bulyan": "1802.07927",
-    "QFedAvg": "1905.10497",
+    "FedAvg": ("1602.05629", "averages by examples"),
+    "FedAdam": ("2003.00295", "Adam on the averaged update"),
+    "FedYogi": ("2003.00295", "Yogi on the averaged update"),
+    "FedAdagrad": ("2003.00295", "Adagrad on the averaged update"),
+    "FedAvgM": ("1909.06335", "momentum on the averaged update"),
+    "FedProx": ("1812.06127", "FedAvg with clients held near the model"),
+    "FedMedian": ("1803.01498", "median, coordinate by coordinate"),
+    "FedTrimmedAvg": ("1803.01498", "mean without the extremes, coordinate by coordinate"),
+    "Krum": ("1703.02757", "the one reply that is nearest to its neighbours"),
+    "MultiKrum": ("1703.02757", "average of the replies that are nearest to their neighbours"),
+    "Bulyan": ("1802.07927", "Krum's choice, then a mean around the median"),
+    "QFedAvg": ("1905.10497", "more weight for clients with a larger loss"),
 }
 _WRAPPERS: Final = {
-    "DifferentialPrivacyServerSideFixedClipping": "1710.06963",
-    "DifferentialPrivacyServerSideAdaptiveClipping": "1905.03871",
-    "DifferentialPrivacyClientSideFixedClipping": "1710.06963",
-    "DifferentialPrivacyClientSideAdaptiveClipping": "1905.03871",
+    "DifferentialPrivacyServerSideFixedClipping": ("1710.06963", "the server clips updates and adds noise"),
+    "DifferentialPrivacyServerSideAdaptiveClipping": (
+        "1905.03871",
+        "the server clips updates to a norm that adapts and adds noise",
+    ),
+    "DifferentialPrivacyClientSideFixedClipping": ("1710.06963", "clients clip, the server adds noise"),
+    "DifferentialPrivacyClientSideAdaptiveClipping": (
+        "1905.03871",
+        "clients clip to a norm that adapts, the server adds noise",
+    ),
 }
 # Records and metrics have the names that every engine here uses.
 _FIXED: Final = ("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
@@ -116,5 +122,5 @@ def _factory(name: str) -> Callable[..., StockStrategy]:
     return make
 
 
-for _name, _paper in (_PLAIN | _WRAPPERS).items():
-    register(PREFIX + _name, KIND, _paper, summary=f"Flower's {_name}")(_factory(_name))
+for _name, (_paper, _does) in (_PLAIN | _WRAPPERS).items():
+    register(PREFIX + _name, KIND, _paper, summary=f"Flower's: {_does}")(_factory(_name))

@@ -51,6 +51,11 @@ class StockState:
         clip = any("ClientSideAdaptive" in type(part).__name__ for part, _ in self._parts())
         return needed + (["norm_bit"] if clip else [])
 
+    @property
+    def scales_arrays(self) -> bool:
+        """Whether replies are multiplied in place, which NumPy refuses for integers."""
+        return any(hasattr(part, "train_loss_key") for part, _ in self._parts())
+
     def numbers(self) -> dict[str, float]:
         """Return the numbers among what is kept, by kebab-case name."""
         return {

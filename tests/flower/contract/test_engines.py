@@ -10,8 +10,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
-from turnout.wire import as_array, keys
-from turnout.wire.flower import LOST, record_dict, request
+from turnout.wire import as_array
+from turnout.wire.flower import IDENTITY, LOST, record_dict, request
 
 
 @pytest.mark.parametrize("grid", [HttpGrid, InMemoryGrid])
@@ -27,7 +27,7 @@ def test_the_grids_are_grids(grid: type[Any]) -> None:
 def test_the_question_is_a_message_type() -> None:
     from flwr.app.metadata import validate_message_type
 
-    assert validate_message_type(keys.IDENTITY)
+    assert validate_message_type(IDENTITY)
 
 
 def test_codes_of_lost_nodes_are_not_those_of_apps() -> None:
@@ -65,7 +65,7 @@ def test_requests_that_share_arrays_share_objects(objects: list[Message]) -> Non
 def test_an_empty_content_travels() -> None:
     from flwr.common.serde import message_from_proto, message_to_proto
 
-    asked = request(record_dict({}), dst_node_id=7, message_type=keys.IDENTITY, group_id="identity")
+    asked = request(record_dict({}), dst_node_id=7, message_type=IDENTITY, group_id="identity")
     received = message_from_proto(message_to_proto(asked))
-    assert received.metadata.message_type == keys.IDENTITY
+    assert received.metadata.message_type == IDENTITY
     assert received.content == RecordDict()

@@ -17,7 +17,7 @@ from turnout.simulation import LocalGrid
 from turnout.strategies.stock import StockStrategy
 from turnout.strategies.stock_names import make_stock
 from turnout.strategies.stock_state import KEPT, PASSING
-from turnout.wire import as_array, view
+from turnout.wire import ConfigError, as_array, view
 
 N, SIZE = 7, 50
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -60,27 +60,27 @@ def app(name: str = "") -> ClientApp:
         for key, array in message.content["arrays"].items():
             value = view(array)
             step = rng.standard_normal(value.shape) if value.dtype.kind == "f" else np.ones(value.shape)
-            arrays[key] = as_array((value + step).astype(value.dtype))
+            arrays[key] = as_array(np.asarray(value + step, value.dtype))
         metrics = MetricRecord({"num-examples": 1 + client, "client-id": client, "train-loss": 1.0 + client})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     return made
 
 
-def initial() -> ArrayRecord:
+def initial(name: str = "") -> ArrayRecord:
     rng = np.random.default_rng(0)
     # Names in an order that sorting would change.
-    return ArrayRecord(
-        {
-            "w": as_array(rng.standard_normal((SIZE, 2)).astype(np.float32)),
-            "b": as_array(np.zeros(SIZE, np.float32)),
-            "steps": as_array(np.array(3)),
-        }
-    )
+    arrays = {
+        "w": as_array(rng.standard_normal((SIZE, 2)).astype(np.float32)),
+        "b": as_array(np.zeros(SIZE, np.float32)),
+    }
+    return ArrayRecord(arrays | ({"steps": as_array(np.array(3))} if name != "QFedAvg" else {}))
 
 
 def started(strategy: StockStrategy, name: str, rounds: int, **more: Any) -> ArrayRecord:
-    return strategy.start(LocalGrid(app(name), N), initial(), num_rounds=rounds, **more).arrays
+    arrays = strategy.start(LocalGrid(app(name), N), initial(name), num_rounds=rounds, **more).arrays
+    assert [report.outcome for report in strategy.reports] == ["ok"] * N
+    return arrays
 
 
 def parts(strategy: Any) -> list[Any]:
@@ -120,7 +120,7 @@ def test_resumed_equals_undisturbed(name: str) -> None:
     resumed = started(StockStrategy(stock=stock(name), seed=5), name, 4, resume_from=keep.tree)
     for key, array in whole.items():
         np.testing.assert_array_equal(view(array), view(resumed[key]))
-        assert array.dtype == initial()[key].dtype
+        assert array.dtype == initial(name)[key].dtype
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -132,7 +132,7 @@ def test_the_model_is_the_one_that_flower_computes(name: str) -> None:
     strategy = stock(name)
     random.seed(first[0])
     grid = LocalGrid(app(name), N)
-    messages = list(strategy.configure_train(1, initial(), _config(), grid))
+    messages = list(strategy.configure_train(1, initial(name), _config(), grid))
     replies = list(grid.send_and_receive(messages))
     np.random.seed(last[1])
     arrays, _ = strategy.aggregate_train(1, replies)
@@ -143,6 +143,11 @@ def test_the_model_is_the_one_that_flower_computes(name: str) -> None:
             expected = np.rint(expected)
         np.testing.assert_array_equal(view(array), expected.astype(array.dtype))
     assert np.any(view(wrapped["w"]) != view(initial()["w"]))
+
+
+def test_an_integer_is_refused_where_flower_cannot_average_it() -> None:
+    with pytest.raises(ConfigError, match=r"QFedAvg.*'steps'"):
+        StockStrategy(stock=stock("QFedAvg")).start(LocalGrid(app(), N), initial(), num_rounds=1)
 
 
 def _config() -> Any:

@@ -17,6 +17,7 @@ from turnout.wire import ConfigError, NDArray, keys
 from turnout.wire.flower import (
     NODE_UNAVAILABLE,
     Run,
+    drop_encodings,
     error_reply,
     record_dict,
     records_of,
@@ -32,6 +33,7 @@ log = logging.getLogger("turnout.server.flower")
 
 _PUSHED_AT_ONCE: Final = 64
 _SHORTEST_PAUSE: Final = 0.01
+_REST: Final = 5.0
 _LOOK_SECONDS: Final = 0.5
 
 
@@ -134,6 +136,7 @@ class FlowerGrid(Grid):
         Raises `ConfigError` when too few come within ``wait`` seconds.
         """
         deadline = math.inf if self._wait is None else time.monotonic() + self._wait
+        told: list[int] | None = None
         while True:
             present, expected = self._roll.call(), self._expected()
             if expected is not None:
@@ -147,6 +150,9 @@ class FlowerGrid(Grid):
                     f"round {self._round}: only clients {present[:8]} came within {self._wait:g} seconds; "
                     f"at least {self._min_clients} are needed."
                 )
+            if present != told:
+                told = present
+                log.info("round %s: waiting for clients; %s are here.", self._round, len(present))
             time.sleep(_LOOK_SECONDS)
 
     def _expected(self) -> set[int] | None:
@@ -220,6 +226,8 @@ class FlowerGrid(Grid):
                 known = message_id or f"unsent-{begin + at}"
                 stamp(message, known)
                 sent[known] = message
+        for message in requests:
+            drop_encodings(message.content)  # SuperLink has the model now.
         return sent
 
     def _addressed(self, message: Message, timeout: float | None) -> Message:
@@ -265,7 +273,7 @@ class FlowerGrid(Grid):
             yield error_reply(asked, "Flower's SuperLink did not take the request.", NODE_UNAVAILABLE)
         pause = _SHORTEST_PAUSE
         while waiting:
-            found = False
+            found, began = False, time.monotonic()
             for message_id in list(waiting):
                 answers = list(self.inner.pull_messages([message_id]))
                 if time.monotonic() >= deadline and not answers:
@@ -280,7 +288,9 @@ class FlowerGrid(Grid):
                     del answer  # The next one must not come while this one is still there.
                     if trains and not failed:
                         self._note(asked.metadata.dst_node_id, before)
-            pause = _SHORTEST_PAUSE if found else min(2 * pause, self._longest_pause)
+            # Looking costs SuperLink work, which on a small machine the clients wait for.
+            rested = max(2 * pause, _REST * (time.monotonic() - began))
+            pause = _SHORTEST_PAUSE if found else min(rested, self._longest_pause)
             if waiting and not found:
                 time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
 

@@ -10,7 +10,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from turnout.wire import keys
-from turnout.wire.flower import LOST, record_dict, records_of, request
+from turnout.wire.flower import IDENTITY, LOST, record_dict, records_of, request
 
 log = logging.getLogger("turnout.server.flower")
 
@@ -29,7 +29,8 @@ class Roll:
         self._grid = grid
         self._num_clients = num_clients
         self._patience = patience
-        self._client_of: dict[int, int | None] = {}
+        self._known: set[int] = set()
+        self._heard: dict[int, int] = {}  # Node to client, in the order of their answers.
         self._node_of: dict[int, int] = {}
         self._asked: dict[str, int] = {}
 
@@ -43,36 +44,34 @@ class Roll:
         return self._node_of[client]
 
     def call(self) -> list[int]:
-        """Return the clients that are connected now, in ascending order."""
+        """Return the clients that are connected now, in ascending order.
+
+        Of two nodes that say that they are the same client, the one heard of last is it: the other is mostly
+        the same one before it was started anew, which SuperLink has not missed yet.
+        """
         online = list(self._grid.get_node_ids())
-        self._ask([node for node in online if node not in self._client_of])
+        self._ask([node for node in online if node not in self._known])
         self._listen()
-        present = []
-        for node in online:
-            client = self._client_of.get(node)
-            if client is None:
-                continue
-            current = self._node_of.get(client)
-            if current != node and current in online:
-                log.warning("nodes %s and %s both say that they are client %s.", current, node, client)
-                continue
-            self._node_of[client] = node
-            present.append(client)
-        return sorted(present)
+        here = set(online)
+        heard = [node for node in self._heard if node in here]
+        current = {self._heard[node]: node for node in heard}
+        if len(current) < len(heard):
+            log.info("%s nodes speak for %s clients.", len(heard), len(current))
+        self._node_of |= current
+        return sorted(current)
 
     def _ask(self, nodes: list[int]) -> None:
         if not nodes:
             return
-        # An engine's mods and apps may look for the records that every request has.
         questions = [
-            request(record_dict({}), dst_node_id=node, message_type=keys.IDENTITY, group_id="identity")
+            request(record_dict({}), dst_node_id=node, message_type=IDENTITY, group_id="identity")
             for node in nodes
         ]
         ids = list(self._grid.push_messages(questions))
         for node, message_id in zip(nodes, ids, strict=False):
             if message_id:
                 self._asked[message_id] = node
-                self._client_of[node] = None
+                self._known.add(node)
 
     def _listen(self) -> None:
         deadline = time.monotonic() + self._patience
@@ -89,7 +88,7 @@ class Roll:
         client = node
         if answer.has_error():
             if answer.error.code in LOST:
-                del self._client_of[node]  # It went away meanwhile; another time.
+                self._known.discard(node)  # It went away meanwhile; another time.
                 return
             level = logging.INFO if self._num_clients is None else logging.WARNING
             log.log(level, "node %s does not say which client it is: %s", node, answer.error.reason)
@@ -98,7 +97,7 @@ class Roll:
         if self._num_clients is not None and not 0 <= client < self._num_clients:
             log.warning("node %s: client %s is not one of 0 to %s.", node, client, self._num_clients - 1)
             return
-        self._client_of[node] = client
+        self._heard[node] = client
 
 
 def _client_id(content: RecordDict) -> int | None:
