@@ -154,17 +154,7 @@ class StreamingStrategy(Algorithm, Strategy):
         return cohort
 
     def _open_round(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Cohort:
-        if self._layout is None or server_round == 1:
-            self.adopt(arrays)
-        else:
-            self._take(arrays)
-        available = list(grid.get_node_ids())
-        self.clients.growing = not hasattr(grid, "registered_ids")
-        registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
-        self.seconds = {"fold": 0.0}
-        self.begin_round(server_round, registered)
-        for row in self.clients.register(available, server_round):
-            self.on_register(row, server_round)
+        available = self._enter_round(server_round, arrays, grid)
         # Clients get, and send, the carried vectors beside what the algorithm asks for.
         self._asked = self._carried.open_round(self.select(server_round, available))
         model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
@@ -184,6 +174,21 @@ class StreamingStrategy(Algorithm, Strategy):
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
+        """Open the round for everyone the engine knows, and return the nodes that can be asked."""
+        if self._layout is None or server_round == 1:
+            self.adopt(arrays)
+        else:
+            self._take(arrays)
+        available = list(grid.get_node_ids())
+        self.clients.growing = not hasattr(grid, "registered_ids")
+        registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
+        self.seconds = {"fold": 0.0}
+        self.begin_round(server_round, registered)
+        for row in self.clients.register(available, server_round):
+            self.on_register(row, server_round)
+        return available
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Go on from ``arrays`` if they are not the model that this strategy returned.
