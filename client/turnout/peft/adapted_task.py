@@ -69,9 +69,9 @@ class AdaptedTask(Task):
         """Make models with these `shared_arrays` from now on. Raises `ConfigError` for others' ones."""
         self.model()
         with building:
-            Adapted.of(self._prototype).load_shared_state(
-                {name: torch.tensor(array) for name, array in arrays.items()}
-            )
+            assert self._prototype is not None
+            adapted = Adapted.of(self._prototype)
+            adapted.load_shared_state({name: torch.tensor(array) for name, array in arrays.items()})
 
     def refreshed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Vector]]:
         """Pick what is shared anew, from the weights of ``arrays``; return the model and the new state.
