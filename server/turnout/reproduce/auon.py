@@ -55,6 +55,7 @@ class Sizes:
     seeds: int = 3
     regression_steps: int = 300
     timed: int = 10
+    timed_side: int = 1024
 
 
 FULL: Final = Sizes()
@@ -105,7 +106,7 @@ def measure(job: tuple[str, str, float, int, Sizes]) -> Any:
             return train(make, rate, widths=WIDTHS, steps=sizes.steps, batch=64, seed=seed)
         if kind == "regression":
             return _regression(method, rate, seed, sizes.regression_steps)
-        return _conditions(seed) if kind == "conditions" else _seconds(sizes.timed)
+        return _conditions(seed) if kind == "conditions" else _seconds(sizes.timed, sizes.timed_side)
 
 
 def _regression(method: str, rate: float, seed: int, steps: int) -> float:
@@ -156,9 +157,9 @@ def _conditions(seed: int) -> dict[str, float]:
     return ratios
 
 
-def _seconds(repeats: int) -> dict[str, float]:
-    """Return the shortest time of a step on one 1024 x 1024 matrix, all methods in turn."""
-    size, shortest = 1024, {}
+def _seconds(repeats: int, size: int) -> dict[str, float]:
+    """Return the shortest time of a step on one square matrix, all methods in turn."""
+    shortest = {}
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(size, size, generator=generator)
     methods = {}
@@ -265,7 +266,8 @@ def _claims(found: Found) -> list[Claim]:
         text = f"{method}: the step is better conditioned than plain AuON's"
         claims.append(Claim(text, ratios[method], ratios[PAPER], ratios[method] < ratios[PAPER]))
     seconds = found.runs["seconds", "", 0.0, 0]
-    text = "a step on a 1024 x 1024 matrix: AuON takes less than half of Muon's time (seconds)"
+    side = found.sizes.timed_side
+    text = f"a step on a {side} x {side} matrix: AuON takes less than half of Muon's time (seconds)"
     claims.append(Claim(text, seconds[PAPER], seconds[MUON], seconds[PAPER] < 0.5 * seconds[MUON]))
     return claims
 
@@ -297,7 +299,7 @@ def _table(found: Found) -> Table:
             "regression",
             "lr of it",
             "s1/s64 of a step",
-            "ms per step, 1024^2",
+            f"ms per step, {found.sizes.timed_side}^2",
         ),
         rows,
     )
