@@ -12,7 +12,7 @@ GRADIENT: Final = "gradient"
 BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
-OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
+OPTIMIZER: Final = "optimizer"  # Followed by a dot and the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
