@@ -61,7 +61,7 @@ class Sizes:
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     steps: int = 600
     seeds: int = 2
-    rounds: int = 30
+    rounds: int = 20
     federated_rates: tuple[float, ...] = (1e-3, 3e-3)
 
 
