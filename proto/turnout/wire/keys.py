@@ -16,7 +16,7 @@ SHARED: Final = "shared"
 IMPLICIT: Final = "implicit"
 CURVATURE: Final = "curvature"
 PRIOR: Final = "prior"
-OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
+OPTIMIZER: Final = "optimizer"  # Followed by a dot and the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
