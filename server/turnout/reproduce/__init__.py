@@ -7,6 +7,7 @@ implementation, and says of every claim whether it holds. Importing this package
 from __future__ import annotations
 
 from turnout.reproduce import (
+    adalora,
     auon,
     bo_rep,
     bone,
@@ -17,11 +18,16 @@ from turnout.reproduce import (
     fedstale,
     field_space_continual,
     frugal,
+    hut,
+    ist,
     lift,
     loss_curvature_edit,
     paca,
     rerce_fed_admm,
     s2ft,
+    snella,
+    tera,
+    weight_compander,
 )
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
@@ -31,6 +37,7 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "adalora",
     "auon",
     "bo_rep",
     "bone",
@@ -41,9 +48,14 @@ __all__ = [
     "fedstale",
     "field_space_continual",
     "frugal",
+    "hut",
+    "ist",
     "lift",
     "loss_curvature_edit",
     "paca",
     "rerce_fed_admm",
     "s2ft",
+    "snella",
+    "tera",
+    "weight_compander",
 ]

@@ -52,7 +52,7 @@ class Sizes:
     """How large the study is."""
 
     steps: int = 600
-    seeds: int = 3
+    seeds: int = 2
     rounds: int = 60
 
 

@@ -246,7 +246,7 @@ def _tables(
             [(arm, rate, _error(o), _auroc(o)) for arm, (rate, o) in best.items()],
         ),
         Table.of(
-            f"Federation: {CLIENTS} clients, {sizes.rounds} rounds of 10 steps, lr 0.01; the server draws layers",
+            f"Federation: {CLIENTS} clients, {sizes.rounds} rounds of 10 steps; the server draws the layers",
             ("what trains", "bytes up per round", "test MSE", "AUROC of the scores"),
             [(arm, _uplink(o), _error(o), _auroc(o)) for arm, o in fed.items()],
         ),

@@ -52,7 +52,7 @@ class Sizes:
     fit_steps: int = 1500
     fit_seeds: int = 2
     steps: int = 300
-    seeds: int = 3
+    seeds: int = 2
     rounds: int = 60
 
 

@@ -48,7 +48,7 @@ class Sizes:
 
     fit_steps: int = 400
     steps: int = 300
-    seeds: int = 3
+    seeds: int = 2
     rounds: int = 40
 
 
