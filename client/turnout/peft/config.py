@@ -56,6 +56,8 @@ class AdapterConfig(ABC):
     svd_factors: ClassVar[tuple[str, str, float] | None] = None
     """Names of the factors A and B and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    shares: ClassVar[bool] = False
+    """Whether layers have a shared state that the server must hand out."""
 
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None

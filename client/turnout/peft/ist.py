@@ -103,6 +103,11 @@ class IstConfig(AdapterConfig):
         return self.adapter.aggregation
 
     @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Whether the adapters do."""
+        return self.adapter.shares
+
+    @property
     def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
         """Those of the adapters."""
         return self.adapter.svd_factors

@@ -40,6 +40,7 @@ class LiftConfig(AdapterConfig):
     """
 
     aggregation: ClassVar[Aggregation] = "exact"
+    shares: ClassVar[bool] = True
 
     r: int = 128
     filter_rank: int = 128

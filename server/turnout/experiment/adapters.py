@@ -45,7 +45,8 @@ def couple(
                 "what is about the old ones; use optimizer_state='reset'."
             )
         strategy.coordinates = SvdFactors(*config.svd_factors)
-    strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
+    if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
+        strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
 
 
 class AdapterState(Source):

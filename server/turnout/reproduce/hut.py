@@ -57,7 +57,7 @@ class Sizes:
 
     width: int = 128
     steps: int = 200
-    seeds: int = 3
+    seeds: int = 2
     rounds: int = 10
 
 

@@ -54,7 +54,7 @@ class Sizes:
     """How large the study is."""
 
     steps: int = 200
-    seeds: int = 3
+    seeds: int = 2
     rounds: int = 20
 
 

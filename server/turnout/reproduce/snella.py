@@ -49,8 +49,8 @@ WIDTH: Final = 16
 class Sizes:
     """How large the study is."""
 
-    fit_steps: int = 1500
-    fit_seeds: int = 2
+    fit_steps: int = 1200
+    fit_seeds: int = 1
     steps: int = 300
     seeds: int = 2
     rounds: int = 60

@@ -46,8 +46,8 @@ GENERIC: Final = "random, rank 32"
 class Sizes:
     """How large the study is."""
 
-    fit_steps: int = 400
-    steps: int = 300
+    fit_steps: int = 300
+    steps: int = 200
     seeds: int = 2
     rounds: int = 40
 

@@ -54,8 +54,8 @@ ARMS: Final = (PLAIN, CLIP, DROPOUT, FIXED, LEARNED)
 class Sizes:
     """How large the study is."""
 
-    steps: int = 600
-    seeds: int = 5
+    steps: int = 400
+    seeds: int = 3
     rounds: int = 40
 
 
