@@ -33,8 +33,9 @@ def adapter_tables(there: str = "peft/") -> str:
         form = format_of_class(config)
         theirs = f"`{form.peft_type}`" if form.in_peft else "–"
         summary = entry.summary.replace("|", "\\|")
-        # A property where it depends on the options.
-        averaging = config.aggregation if isinstance(config.aggregation, str) else "by option"
+        averaging: object = config.aggregation
+        if isinstance(averaging, property):  # Depends on an option.
+            averaging = f"{config().aggregation}, by option"
         lines.append(f"| [`{entry.slug}`]({there}{entry.slug}.md) | {summary} | {averaging} | {theirs} |")
     return "\n".join(lines)
 

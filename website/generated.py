@@ -16,6 +16,7 @@ from experiment_tables import (
     section_table,
     task_tables,
 )
+from flower_tables import engine_table, stock_table
 from published import participation_rows, shown_file, study
 from strategy_tables import paper, strategy_table, strategy_tables
 
@@ -28,6 +29,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "client-options": client_table,
     "commands": commands,
     "file": shown_file,
+    "flower-engines": engine_table,
+    "flower-strategies": stock_table,
     "link-options": link_table,
     "paper": paper,
     "participation-models": participation_tables,

@@ -76,10 +76,14 @@ def test_a_reply_carries_what_the_formula_says(row: Row) -> None:
     assert payload(record) == 4 * row.count(*SIDES)
 
 
-@pytest.mark.parametrize("row", {row.slug: row for row in reversed(ROWS)}.values(), ids=ids)
+# What is plain, what the server fixes once, and what it decides between rounds.
+ENGINES = {row.slug: row for row in reversed(ROWS) if row.slug in ("lora", "lift", "adalora", "ist")}
+
+
+@pytest.mark.parametrize("row", ENGINES.values(), ids=ids)
 def test_executors_agree(row: Row) -> None:
     models = []
-    for executor in ("serial", "processes", "threads")[: 3 if row.slug in ("lora", "lift") else 2]:
+    for executor in ("serial", "processes", "threads")[: 3 if row.slug == "lift" else 2]:
         task = AdaptedTask(Narrow(num_clients=3, seed=2), replace(row.config, target_modules=("3",)))
         grid = LocalGrid(client_app(task, lr=0.1, local_steps=3), 3, executor=executor, workers=2)
         strategy = FedAvg()

@@ -32,7 +32,7 @@ ALLOWED = {
     "optim": {"optim", "tasks", "wire"},
     "peft": {"peft", "allocation", "tasks", "wire"},
     "allocation": {"allocation", "wire"},
-    "tasks": {"tasks", "wire"},
+    "tasks": {"optim", "tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},
 }

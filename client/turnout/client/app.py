@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
@@ -59,8 +60,9 @@ def client_app(
     """Return a Flower ``ClientApp`` whose clients train on ``task``.
 
     The app answers ``train`` (the local update that the request's config names), ``evaluate`` (the received
-    model on the client's own data) and ``query.local_model`` (the model that an ADMM client keeps, after
-    the request's ``server-round``; nothing changes). A client is ``partition-id`` of its node config, else
+    model on the client's own data), ``query.local_model`` (the model that an ADMM client keeps, after
+    the request's ``server-round``; nothing changes) and ``query.curvature`` (statistics of the received
+    model's layers for a weight edit). A client is ``partition-id`` of its node config, else
     its node id. A request's config may carry ``lr`` for a schedule decided by the server; it replaces
     ``lr`` for that round.
 
@@ -110,6 +112,7 @@ class TaskApp(ClientApp):
         self.train()(trainer.train)
         self.evaluate()(trainer.evaluate)
         self.query("local_model")(trainer.local_model)
+        self.query("curvature")(trainer.curvature)
 
 
 class Trainer:
@@ -151,6 +154,7 @@ class Trainer:
                 keys.CLIENT_ID: work.client,
                 keys.TRAIN_LOSS: float(outcome.train_loss),
                 keys.TRAIN_SECONDS: time.perf_counter() - started,
+                **outcome.metrics,
             }
         )
         return Message(content, reply_to=message)
@@ -184,6 +188,17 @@ class Trainer:
         content = RecordDict({keys.ARRAYS: work.model.record(vector), keys.METRICS: metrics})
         return Message(content, reply_to=message)
 
+    def curvature(self, message: Message, context: Context) -> Message:
+        """Reply the curvature statistics of the received model's layers on the client's own examples."""
+        client = self._client(context)
+        data = self._data(client)
+        model = self._model()
+        model.load(_arrays(message.content))
+        config = message.content.get(keys.CONFIG)
+        record = curvature_record(model, self.task, data, config, (self.options.seed, client))
+        metrics = MetricRecord({keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client})
+        return Message(RecordDict({keys.CURVATURE: record, keys.METRICS: metrics}), reply_to=message)
+
     def _local_round(self, content: RecordDict, context: Context) -> LocalRound:
         client = self._client(context)
         data = self._data(client)
@@ -197,7 +212,7 @@ class Trainer:
             local_update=asked.local_update,
             model=model,
             task=self.task,
-            data=data,
+            data=self.task.examples_at(data, asked.server_round),
             options=self.options,
             lr=asked.lr,
             config=asked.config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from turnout.client.state import ClientState
 from turnout.client.training_parts import TrainingParts
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
-
-_GRADIENT_CHUNK: Final = 2048
 
 
 @dataclass(slots=True)
@@ -100,13 +97,14 @@ class LocalRound(Work):
         if size is not None and size < len(y):
             rows = torch.from_numpy(self.generator().choice(len(y), size, replace=False)).to(y.device)
             x, y = x.index_select(0, rows), y.index_select(0, rows)
-        if len(y) <= _GRADIENT_CHUNK:
+        chunk = self.task.chunk_size
+        if len(y) <= chunk:
             return float(self.gradient((x, y)))
         model = self.model
         model.gradient.zero_()
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
-        for start in range(0, len(y), _GRADIENT_CHUNK):
-            piece = slice(start, start + _GRADIENT_CHUNK)
+        for start in range(0, len(y), chunk):
+            piece = slice(start, start + chunk)
             loss = self.task.loss(model.module(model.inputs(x[piece])), y[piece]) * (len(y[piece]) / len(y))
             torch.autograd.backward(loss if start else model.parts.penalty(loss))
             total += loss.detach()

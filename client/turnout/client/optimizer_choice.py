@@ -40,7 +40,10 @@ def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
 
 def optimizer_class(name: object) -> type[torch.optim.Optimizer]:
     """Return the class of a registered optimizer or of ``torch.optim``; `ConfigError` for another name."""
-    known = {**torch_optimizers(), **{entry.slug: entry.target for entry in methods(_KIND)}}
+    known: dict[str, type[torch.optim.Optimizer]] = {
+        **torch_optimizers(),
+        **{entry.slug: entry.target for entry in methods(_KIND)},
+    }
     if not isinstance(name, str) or name.lower() not in known:
         raise unknown_name(_KIND, str(name), known)
     return known[name.lower()]
@@ -175,7 +178,7 @@ def _state_of(name: str, settings: str) -> tuple[str, ...]:
     """
     leaf = torch.zeros(3, requires_grad=True)
     leaf.grad = torch.ones(3)
-    optimizer = optimizer_class(name)([leaf], **json.loads(settings))  # type: ignore[call-arg]
+    optimizer = optimizer_class(name)([leaf], **json.loads(settings))
     optimizer.step()
     state = {key: value for key, value in optimizer.state[leaf].items() if value is not None}
     tensors = [key for key, value in state.items() if isinstance(value, Tensor) and value.shape == leaf.shape]

@@ -66,7 +66,7 @@ class RoundOptimizer:
         elif policy == "send":
             self._adopt(optimizer, model, extra)
         if isinstance(optimizer, ModuleOptimizer):
-            optimizer.begin_round(missed * self.steps)
+            optimizer.begin_round(missed, self.steps)
         return optimizer
 
     def end(self, optimizer: torch.optim.Optimizer, model: FlatModel) -> None:
@@ -145,10 +145,10 @@ class RoundOptimizer:
             tensors[name].clamp_(min=0.0)
         steps = rounds * self.steps
         for p, piece in _places(optimizer, model):
-            own = {name: vector[piece].view(p.shape).clone() for name, vector in tensors.items()}
+            own = {name: vector[piece].view(p.shape) for name, vector in tensors.items()}
             if isinstance(optimizer, ModuleOptimizer):
                 optimizer.adopt(p, own, steps)
-            else:
+            else:  # One flat leaf: the vectors are its state as they are.
                 optimizer.state[p] = {_STEP: torch.tensor(float(steps)), **own}
 
     def _export(self, optimizer: torch.optim.Optimizer, model: FlatModel) -> dict[str, Tensor]:
@@ -188,7 +188,8 @@ def state_arrays(optimizer: torch.optim.Optimizer) -> dict[str, NDArray]:
                 arrays[f"{number}.{name}"] = _array(value)
     for number, group in enumerate(tree["param_groups"]):
         for name in getattr(optimizer, "group_state", ()):
-            arrays[f"group{number}.{name}"] = _array(group[name])
+            if name in group:
+                arrays[f"group{number}.{name}"] = _array(group[name])
     return arrays
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flwr.app import ConfigRecord
@@ -26,11 +26,13 @@ from turnout.wire.errors import ConfigError
 class Outcome:
     """What a local update sends back: named vectors, and the mean loss it saw on its way.
 
-    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not.
+    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``metrics``
+    are further numbers to send beside those of every reply.
     """
 
     vectors: dict[str, Tensor | Vector]
     train_loss: float | Vector
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

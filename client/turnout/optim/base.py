@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from turnout.optim.roles import parameter_roles
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError
 
@@ -19,6 +20,8 @@ StatePolicy = Literal["reset", "keep", "send"]
 
 _HALF: Final = (torch.float16, torch.bfloat16)
 _STEP: Final = "step"
+# Counts stay on the CPU, where steps read them.
+_COUNTS: Final = ("step", "window")
 
 
 class ModuleOptimizer(torch.optim.Optimizer):
@@ -29,6 +32,8 @@ class ModuleOptimizer(torch.optim.Optimizer):
     accumulators to the parameter's dtype), so that a resumed run equals an uninterrupted one bit for bit.
     """
 
+    #: The group key that says whether parameters get the method, and its values: they do, they do not.
+    split_key: ClassVar[tuple[str, Any, Any] | None] = None
     #: Keys of the parameter groups that change while training, beside per-parameter state.
     group_state: ClassVar[tuple[str, ...]] = ()
     #: Per-parameter state that clients may send and a server average; shaped like the parameter.
@@ -43,8 +48,16 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def module_groups(cls, module: nn.Module, options: Mapping[str, Any]) -> list[Group]:
-        """Return the parameter groups of ``module``. Default: all trainable parameters in one."""
-        return [{"params": [p for p in module.parameters() if p.requires_grad]}]
+        """Return the parameter groups of ``module``.
+
+        Matrices are for the method; vectors, embeddings and the output layer are the others of `split_key`.
+        """
+        if cls.split_key is None:
+            return [{"params": [p for p in module.parameters() if p.requires_grad]}]
+        roles, (key, method, other) = parameter_roles(module), cls.split_key
+        rest = [*roles["vector"], *roles["embedding"], *roles["head"]]
+        groups = [{"params": roles["matrix"], key: method}, {"params": rest, key: other}]
+        return [group for group in groups if group["params"]]
 
     @classmethod
     def advise(cls, policy: StatePolicy, options: Mapping[str, Any], local_steps: int | None) -> str | None:
@@ -61,9 +74,18 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     # --- groups ----------------------------------------------------------------------------------------
 
-    def parts(self, group: Group) -> Iterable[Group]:
-        """Return ``group`` as the groups it stands for. Default: itself."""
-        return (group,)
+    def parts(self, group: Group) -> list[Group]:
+        """Return ``group`` as the groups it stands for: split by dimensions if it has not `split_key`."""
+        if self.split_key is None or self.split_key[0] in group:
+            return [group]
+        key, method, other = self.split_key
+        matrices, rest = [], []
+        for item in group["params"]:
+            p = item[1] if isinstance(item, tuple) else item  # Named parameters are pairs.
+            (matrices if p.dim() >= 2 else rest).append(item)
+        groups = [{**group, "params": matrices, key: method}, {**group, "params": rest, key: other}]
+        # An empty list of parameters is for torch to complain about.
+        return [part for part in groups if part["params"]] or groups[:1]
 
     def check_group(self, group: Group) -> None:
         """Raise `ConfigError` for hyperparameters that are not possible; all defaults are filled in."""
@@ -131,16 +153,16 @@ class ModuleOptimizer(torch.optim.Optimizer):
         for p, state in matched:
             for key, value in state.items():
                 if isinstance(value, Tensor):
-                    device = "cpu" if key == _STEP else p.device
+                    device = "cpu" if key in _COUNTS else p.device
                     self.state[p][key] = value.detach().to(device, copy=True)
 
     # --- what a federation asks ------------------------------------------------------------------------
 
     @torch.no_grad()
-    def begin_round(self, missed_steps: int = 0) -> None:
+    def begin_round(self, missed_rounds: int = 0, steps: int = 1) -> None:
         """Note that the parameters have been replaced by a new global model.
 
-        ``missed_steps``: how many steps other clients took meanwhile while this state was kept.
+        ``missed_rounds`` went by, of ``steps`` steps each, while this state was kept.
         """
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -150,7 +172,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     def adopt(self, parameter: Tensor, sent: Mapping[str, Tensor], steps: int) -> None:
         """Continue from averaged state, after ``steps`` steps; state that was not sent begins anew."""
-        state = {key: sent[key].to(state_dtype(parameter)) for key in self.carried if key in sent}
+        state = {key: sent[key].to(state_dtype(parameter), copy=True) for key in self.carried if key in sent}
         self.state[parameter] = {_STEP: step_count(steps), **state}
 
 

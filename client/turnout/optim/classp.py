@@ -166,24 +166,27 @@ class CLASSP(ModuleOptimizer):
         """Return the accumulator's mean over all weights that have one; 0 before the first step."""
         sums = [state[_SUM] for state in self.state.values() if _SUM in state]
         total = sum(float(s.sum(dtype=torch.float64)) for s in sums)
-        return total / max(1, sum(s.numel() for s in sums))
+        return float(total / max(1, sum(s.numel() for s in sums)))
 
     def mask_density(self) -> float:
         """Return the share of weights that the last step let move; needs ``count_active``."""
         counted = [(p, state[_ACTIVE]) for p, state in self.state.items() if _ACTIVE in state]
         if not counted:
             raise ConfigError("no weights were counted; set count_active=True and take a step.")
-        return sum(int(active) for _, active in counted) / sum(p.numel() for p, _ in counted)
+        passed = sum(int(active) for _, active in counted)
+        return float(passed / sum(p.numel() for p, _ in counted))
 
 
 def _mask(group: Group, gradient: Tensor) -> Tensor:
     """Return which weights may move, of the gradient's shape."""
     if group["legacy"]:
         # (g ** 2).any() > threshold: a truth value compared with a number.
-        return (gradient != 0).any().gt(group["threshold"]).expand_as(gradient)
+        moves = bool((gradient != 0).any()) > group["threshold"]
+        return torch.full_like(gradient, moves, dtype=torch.bool)
     squares = gradient * gradient
     if group["density"] is None:
-        return squares > group["threshold"]
+        return squares.gt(group["threshold"])
     passing = max(1, round(group["density"] * gradient.numel()))
     least = squares.flatten().kthvalue(gradient.numel() - passing + 1).values
-    return (squares >= least) & (squares > 0)
+    passes: Tensor = (squares >= least) & (squares > 0)
+    return passes

@@ -30,6 +30,7 @@ class AdaptedTask(Task):
         self.name = task.name
         self.num_clients = task.num_clients
         self.seed = task.seed
+        self.chunk_size = task.chunk_size
         changes: dict[str, Any] = {}
         if config.target_modules is None and task.target_modules is not None:
             changes["target_modules"] = task.target_modules

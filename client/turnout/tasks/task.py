@@ -25,7 +25,6 @@ building: Final = threading.RLock()
 os.register_at_fork(
     before=building.acquire, after_in_parent=building.release, after_in_child=building.release
 )
-_EVALUATION_CHUNK: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,14 @@ class Task(ABC):
         Number of clients.
     seed
         Seeds the data's split and the initial model; the run's seed unless it is given.
+    chunk_size
+        Examples that go through the model at once where a whole set does: bounds the memory.
     """
 
     name: str
     num_clients: int
     seed: int = 0
+    chunk_size: int = 2048
     target_modules: tuple[str, ...] | None = None
     """Layers that adapters are put on unless their configuration says otherwise; None: every linear one."""
     modules_to_save: tuple[str, ...] | None = None
@@ -89,6 +91,13 @@ class Task(ABC):
     def test_data(self) -> ClientData | None:
         """Return the server's held-out examples, or None when the task has none."""
         return None
+
+    def examples_at(self, data: ClientData, server_round: int) -> ClientData:
+        """Return what of a client's examples ``data`` it trains on in ``server_round``. Default: all.
+
+        For sequences of tasks; the number of examples stays the same.
+        """
+        return data
 
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of ``client``."""
@@ -152,8 +161,8 @@ class Task(ABC):
         training = model.training
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(data), _EVALUATION_CHUNK):
-                x, y = data.x[start : start + _EVALUATION_CHUNK], data.y[start : start + _EVALUATION_CHUNK]
+            for start in range(0, len(data), self.chunk_size):
+                x, y = data.x[start : start + self.chunk_size], data.y[start : start + self.chunk_size]
                 for name, value in self.metrics(model(x), y).items():
                     totals[name] = totals.get(name, 0.0) + value * (len(y) / len(data))
         model.train(training)

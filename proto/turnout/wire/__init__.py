@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.wire.arrays import NDArray, as_array, as_bf16_array, view
+from turnout.wire.arrays import NDArray, as_array, as_bf16_array, as_sign_array, view
 from turnout.wire.checkpoint import load_checkpoint, save_checkpoint
 from turnout.wire.errors import (
     CheckpointError,
@@ -30,6 +30,7 @@ __all__ = [
     "TurnoutError",
     "as_array",
     "as_bf16_array",
+    "as_sign_array",
     "find",
     "load_checkpoint",
     "methods",

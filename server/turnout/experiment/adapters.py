@@ -30,7 +30,9 @@ def couple(
     they would be about other entries.
     """
     interval = getattr(config, "update_interval", None)
-    if interval is not None and strategy.remembers:
+    # An estimator counts rounds; all other state is vectors of earlier rounds, here or with the clients.
+    remembers = bool(strategy.carried_vectors) or any(name != "estimator" for name in strategy.state_names)
+    if interval is not None and remembers:
         raise ConfigError(
             f"update_interval={interval} changes what the numbers that travel stand for, and "
             f"{type(strategy).__name__} remembers earlier ones; leave it out, or take a strategy without "

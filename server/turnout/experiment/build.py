@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from turnout.experiment.check import KNOWN, blamed
-from turnout.experiment.methods import load_methods
+from turnout.experiment.methods import find_strategy, load_methods
 from turnout.experiment.model import Experiment
 from turnout.experiment.options import NONE_WORD, accepted_options
 from turnout.experiment.participation import Clients, build_participation
@@ -45,11 +45,7 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
     Raises `ConfigError` with the place of the value that does not fit, `DataError` when data are missing.
     """
     if experiment.task.name == EXTERNAL:
-        raise experiment.source.error(
-            ("task", "name"),
-            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; run "
-            "turnout server FILE, and turnout client --app MODULE:ATTRIBUTE for its clients.",
-        )
+        _own_app(experiment)  # Without one there is nothing to read data for.
     data = make_task(experiment) if task is None else task
     participation = make_participation(experiment, data)
     strategy = make_strategy(experiment, data.num_clients, participation, lambda: data)
@@ -113,6 +109,8 @@ def make_strategy(
 
 def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -> ClientApp:
     """Return the clients' app; ``device`` replaces the experiment's. Raises `ConfigError`."""
+    if experiment.task.name == EXTERNAL:
+        return _own_app(experiment)
     from turnout.client.app import client_app
 
     options = _spoken({"seed": experiment.run.seed, **experiment.client})
@@ -124,6 +122,23 @@ def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -
         experiment.client,
         lambda: client_app(task, **options, mods=_build_mods(experiment, experiment.run.seed)),
     )
+
+
+def _own_app(experiment: Experiment) -> ClientApp:
+    path = experiment.task.options.get("app")
+    if path is None:
+        raise experiment.source.error(
+            ("task", "name"),
+            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; "
+            'name their Flower app (task.app = "module:attribute"), or run turnout server FILE, and turnout '
+            "client --app MODULE:ATTRIBUTE for its clients.",
+        )
+    from turnout.experiment.own_app import load_app
+
+    try:
+        return load_app(path, "task.app")
+    except ConfigError as error:
+        raise experiment.source.error(("task", "app"), str(error)) from error
 
 
 def _build_task(experiment: Experiment) -> Task:
@@ -166,7 +181,7 @@ def _build_strategy(
         missing = not rates.all()
         options["participation"] = {i: float(p) for i, p in enumerate(rates) if p > 0} if missing else rates
     options.setdefault("seed", experiment.run.seed)
-    strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
+    strategy: StreamingStrategy = find_strategy(experiment.strategy.name).target(**options)
     cohort = getattr(strategy, "clients_per_round", None)
     if cohort is not None and cohort > num_clients:
         raise ConfigError(

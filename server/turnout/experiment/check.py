@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from turnout.experiment.methods import has_torch
+from turnout.experiment.methods import find_strategy, has_torch
 from turnout.experiment.options import (
     NONE_WORD,
     Option,
@@ -121,8 +121,12 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     """Return a section that names a method, options converted and defaults filled in, and what is wrong."""
     key = "model" if section == "participation" else "name"
     try:
-        target = find(_KINDS.get(section, section), method.name).target
-        key = "partition"
+        entry = (
+            find_strategy(method.name)
+            if section == "strategy"
+            else find(_KINDS.get(section, section), method.name)
+        )
+        target, key = entry.target, "partition"
         known = _known_options(section, method, target)
     except ConfigError as error:
         return method, [Problem((section, key), f"{section}.{key}: {error}")]
@@ -181,7 +185,7 @@ def _check_alias(name: str, settings: Any) -> list[Problem]:
     client = settings.get("client", {})
     options = {key: value for key, value in settings.items() if key not in ("name", "client")}
     try:
-        target = find("strategy", slug).target
+        target = find_strategy(slug).target
     except ConfigError as error:
         hint = f' To give a strategy another name, add name = "..." to [{section}].' if slug == name else ""
         return [Problem(("strategies", name), f"{section}: {error}{hint}")]

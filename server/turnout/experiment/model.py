@@ -10,11 +10,11 @@ from typing import Any, Final
 from pydantic import Field, PrivateAttr, ValidationError
 
 from turnout.experiment.check import check_experiment, check_method, check_section
-from turnout.experiment.methods import SERVER_PACKAGES, load_methods
+from turnout.experiment.methods import SERVER_PACKAGES, find_strategy, load_methods
 from turnout.experiment.options import NONE_WORD, Problem
 from turnout.experiment.sections import FleetSection, Method, RunSection, Section, SimulationSection
 from turnout.experiment.source import KeyPath, Source, apply_overrides, read_toml
-from turnout.wire import ConfigError, find, unknown_name
+from turnout.wire import ConfigError, unknown_name
 
 FIXED: Final[Mapping[str, type[Section]]] = {
     "run": RunSection,
@@ -98,7 +98,7 @@ class Experiment(Section):
         settings = dict(self.strategies.get(name, {}))
         client = settings.pop("client", {})
         slug = settings.pop("name", name)
-        find("strategy", slug)
+        find_strategy(slug)
         own = self.strategy.options if slug == self.strategy.name else {}
         data = self.resolved()
         data["strategy"] = {"name": slug, **_table(own), **settings}

@@ -42,7 +42,7 @@ class Parcel:
 
     def reply(self, row: int) -> Reply:
         """Return what the strategy folds, for the client in ``row`` of the register."""
-        return Reply(row, self.update, self.num_examples, self.peak, self.role, self.vectors)
+        return Reply(row, self.update, self.num_examples, self.peak, self.role, self.vectors, self.metrics)
 
 
 class Intake:

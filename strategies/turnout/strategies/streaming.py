@@ -90,16 +90,8 @@ class StreamingStrategy(Algorithm, Strategy):
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
-    def remembers(self) -> bool:
-        """Whether the strategy, or what its clients keep for it, holds vectors of earlier rounds."""
-        return bool(self.carried_vectors) or any(name != "estimator" for name in self.state_names)
-
-    @property
     def folds_cohorts(self) -> bool:
-        """Whether replies may come in bulk: they have the strategy's coordinates, and requests nothing else.
-
-        That is so unless a subclass has its own way with messages.
-        """
+        """Whether replies may come in bulk: no coordinates, shared state or messages of an own kind."""
         own, base = type(self), StreamingStrategy
         if type(self.coordinates) is not Coordinates or self.shared:
             return False
@@ -154,17 +146,7 @@ class StreamingStrategy(Algorithm, Strategy):
         return cohort
 
     def _open_round(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Cohort:
-        if self._layout is None or server_round == 1:
-            self.adopt(arrays)
-        else:
-            self._take(arrays)
-        available = list(grid.get_node_ids())
-        self.clients.growing = not hasattr(grid, "registered_ids")
-        registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
-        self.seconds = {"fold": 0.0}
-        self.begin_round(server_round, registered)
-        for row in self.clients.register(available, server_round):
-            self.on_register(row, server_round)
+        available = self._enter_round(server_round, arrays, grid)
         # Clients get, and send, the carried vectors beside what the algorithm asks for.
         self._asked = self._carried.open_round(self.select(server_round, available))
         model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
@@ -184,6 +166,21 @@ class StreamingStrategy(Algorithm, Strategy):
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
+        """Open the round for everyone the engine knows, and return the nodes that can be asked."""
+        if self._layout is None or server_round == 1:
+            self.adopt(arrays)
+        else:
+            self._take(arrays)
+        available = list(grid.get_node_ids())
+        self.clients.growing = not hasattr(grid, "registered_ids")
+        registered = available if self.clients.growing else grid.registered_ids()  # type: ignore[attr-defined]
+        self.seconds = {"fold": 0.0}
+        self.begin_round(server_round, registered)
+        for row in self.clients.register(available, server_round):
+            self.on_register(row, server_round)
+        return available
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Go on from ``arrays`` if they are not the model that this strategy returned.
@@ -310,7 +307,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._carried.close_round()
         self.end_round(server_round)
         # The model is always one that clients can hold.
-        self.x = self.coordinates.inside(self.coordinates.outside(self.x))
+        self.x = self.coordinates.project(self.x)
         self.shared.end_round(self, server_round)
         self._allocate(server_round)
         self.seconds["finish"] = time.perf_counter() - started
