@@ -72,7 +72,8 @@ def read(value: Any, init_r: int) -> Pattern:
     if value is None:
         return {}
     pattern: Pattern = {}
-    for name, mask in value.items() if isinstance(value, dict) else [("", None)]:
+    entries: dict[str, Any] = value if isinstance(value, dict) else {"": None}
+    for name, mask in entries.items():
         fits = isinstance(mask, list) and len(mask) == init_r and set(map(type, mask)) == {bool}
         if not fits or not name.endswith(_SUFFIX):
             raise DataError(

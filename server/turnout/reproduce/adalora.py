@@ -73,8 +73,9 @@ def network(seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = nn.Sequential(*(part for _ in range(LAYERS) for part in (nn.Linear(WIDTH, WIDTH), nn.Tanh())))
-        for part in made[::2]:
-            nn.init.normal_(cast(nn.Linear, part).weight, std=WIDTH**-0.5)  # Signals keep their size.
+        for part in made:
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=WIDTH**-0.5)  # Signals keep their size.
     return made
 
 
@@ -140,7 +141,7 @@ def train(job: tuple[str, float, int, Sizes]) -> Outcome:
         rows = torch.from_numpy(rng.integers(len(examples.y), size=BATCH))
         optimizer.zero_grad()
         loss = SCALE * (module(examples.x[rows]) - examples.y[rows]).square().mean()
-        parts.penalty(loss).backward()
+        torch.autograd.backward(parts.penalty(loss))
         optimizer.step()
         if method == ADALORA:
             update_and_allocate(cast(Adapted, adapted), step)
