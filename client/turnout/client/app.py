@@ -278,10 +278,17 @@ class Trainer:
 
 
 def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
-    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``."""
-    for spec in layout.tensors:
-        if np.array_equal(view(sent[spec.name]), view(received[spec.name])):
-            del sent[spec.name]
+    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
+
+    One stays if all are: a model without parameters is none.
+    """
+    same = [
+        spec.name
+        for spec in layout.tensors
+        if np.array_equal(view(sent[spec.name]), view(received[spec.name]))
+    ]
+    for name in same[len(same) == len(layout.tensors) :]:
+        del sent[name]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

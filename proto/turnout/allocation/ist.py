@@ -45,7 +45,8 @@ def score_change(q: NDArray, probes: NDArray, losses: NDArray, score_lr: float) 
     ``probes`` is a boolean matrix (K, L) of the layers that each probe damped, ``losses`` what came of it.
     """
     p = sigmoid(q)
-    return score_lr * (centred_rewards(losses) @ probes.astype(np.float64)) * p * (1.0 - p)
+    change: NDArray = score_lr * (centred_rewards(losses) @ probes.astype(np.float64)) * p * (1.0 - p)
+    return change
 
 
 def layer_count(ratio: float, layers: int) -> int:
