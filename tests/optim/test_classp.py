@@ -61,7 +61,7 @@ def test_accumulator_grows_and_steps_shrink(seeds: list[int], power: float, thre
     p, optimizer, trace = stepped(gradients, lr=lr, threshold=threshold, power=power, eps=eps)
     total = torch.zeros_like(p)
     rate = torch.full_like(p, float("inf"))
-    for g, before, after in zip(gradients, trace, trace[1:], strict=True):
+    for g, before, after in zip(gradients, trace[:-1], trace[1:], strict=True):
         mask = g * g > threshold
         grown = total + mask * g.abs() ** power
         assert (grown >= total).all()
@@ -84,10 +84,10 @@ def test_a_threshold_above_every_gradient_changes_nothing() -> None:
 
 
 def test_weights_that_never_pass_the_mask_keep_their_bits_even_with_decay() -> None:
-    gradients = [drawn(seed) for seed in range(5)]
-    untouched = torch.stack([g * g <= 0.5 for g in gradients]).all(dim=0)
+    gradients = [drawn(seed) for seed in range(3)]
+    untouched = torch.stack([g * g <= 1.0 for g in gradients]).all(dim=0)
     assert 0 < int(untouched.sum()) < 30
-    p, _, trace = stepped(gradients, threshold=0.5, weight_decay=0.1)
+    p, _, trace = stepped(gradients, threshold=1.0, weight_decay=0.1)
     assert torch.equal(p.detach()[untouched], trace[0][untouched])
     assert (p.detach()[~untouched] != trace[0][~untouched]).all()
 

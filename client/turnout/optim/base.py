@@ -172,7 +172,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     def adopt(self, parameter: Tensor, sent: Mapping[str, Tensor], steps: int) -> None:
         """Continue from averaged state, after ``steps`` steps; state that was not sent begins anew."""
-        state = {key: sent[key].to(state_dtype(parameter)) for key in self.carried if key in sent}
+        state = {key: sent[key].to(state_dtype(parameter), copy=True) for key in self.carried if key in sent}
         self.state[parameter] = {_STEP: step_count(steps), **state}
 
 

@@ -15,7 +15,7 @@ INITIAL: Final = "initial"
 IMPLICIT: Final = "implicit"
 CURVATURE: Final = "curvature"
 PRIOR: Final = "prior"
-OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
+OPTIMIZER: Final = "optimizer"  # Followed by a dot and the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"

@@ -7,11 +7,15 @@ implementation, and says of every claim whether it holds. Importing this package
 from __future__ import annotations
 
 from turnout.reproduce import (
+    auon,
     bo_rep,
+    classp,
+    eco,
     fedamd,
     fedau,
     fedstale,
     field_space_continual,
+    frugal,
     loss_curvature_edit,
     rerce_fed_admm,
 )
@@ -23,11 +27,15 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "auon",
     "bo_rep",
+    "classp",
+    "eco",
     "fedamd",
     "fedau",
     "fedstale",
     "field_space_continual",
+    "frugal",
     "loss_curvature_edit",
     "rerce_fed_admm",
 ]

@@ -24,7 +24,10 @@ class CarriedVectors:
         self.means: dict[str, NDArray] = {}
         self.rounds = 0
         self._dtype = like.dtype
-        self._sums = {name: ExactSum(like) for name in self.names}
+        # In the precision of float64: a second moment spans twice the orders of magnitude of a gradient, and
+        # one that is rounded to zero beside a first moment that is not makes a step without bounds.
+        wide = like.astype(np.float64)
+        self._sums = {name: ExactSum(wide) for name in self.names}
         self._examples = 0
 
     def open_round(self, asked: Mapping[int, Instruction]) -> dict[int, Instruction]:
