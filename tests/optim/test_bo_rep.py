@@ -230,7 +230,10 @@ def test_the_server_step_is_the_trainers_on_the_sum_of_clients() -> None:
     model = task.seeded_model(task.seed)
     heads = [[t.requires_grad_() for t in task.initial_own(c)] for c in range(2)]
     trainer = BORep(
-        [{"params": list(model.parameters()), "role": "upper"}, {"params": [*heads[0], *heads[1]], "role": "lower"}],
+        [
+            {"params": list(model.parameters()), "role": "upper"},
+            {"params": [*heads[0], *heads[1]], "role": "lower"},
+        ],
         lr=0.1, lower_lr=0.5, nu=0.1, interval=1, inner_steps=2,
     )  # fmt: skip
 
@@ -244,7 +247,7 @@ def test_the_server_step_is_the_trainers_on_the_sum_of_clients() -> None:
             total = total + loss
         return total
 
-    # The federation's first round refines y with init_steps = 0: the trainer's first refresh must not move it.
+    # The first round refines y with init_steps = 0: the trainer's first refresh must not move it.
     for group in trainer.param_groups:
         group["inner_steps"] = 0
     trainer.step(lambda: losses("upper"), lambda: losses("lower"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class TestEdit:
         )
         g, a = np.sort(np.linalg.eigvalsh(f.gradients))[::-1], np.sort(np.linalg.eigvalsh(f.inputs))[::-1]
         chosen = [select_pairs(g, a, rho) for rho in (0.1, 0.5, 0.9, 0.99)]
-        for smaller, larger in zip(chosen, chosen[1:], strict=False):
+        for smaller, larger in itertools.pairwise(chosen):
             assert (larger | ~smaller).all()
             assert larger.sum() > smaller.sum()
 
