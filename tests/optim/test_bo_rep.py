@@ -329,3 +329,14 @@ def test_an_ordinary_task_is_refused(strategy: Any, words: str) -> None:
     made.start(LocalGrid(client_app(task), 2), task.initial_arrays(), num_rounds=1)
     assert words in made.reports[0].reason
     assert "task.name = 'hyper-" in made.reports[0].reason
+
+
+def test_a_representation_has_no_loss_of_its_own() -> None:
+    from turnout.strategies import FedAvg
+
+    task = representation(2)
+    strategy = FedAvg()
+    strategy.start(LocalGrid(client_app(task), 2), task.initial_arrays(), num_rounds=1)
+    assert "use strategy.name = 'bo-rep'" in strategy.reports[0].reason
+    own = task.evaluate_model(task.seeded_model(0), task.client_data(0))
+    assert 0.0 <= own["accuracy"] <= 1.0
