@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,13 +22,16 @@ from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
+from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
 from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
+from turnout.wire.arrays import view
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
+from turnout.wire.layout import ParameterLayout
 from turnout.wire.registry import find
 
 _LR: Final = "lr"
@@ -119,6 +123,7 @@ class Trainer:
         self.options = options
         self._device = options.resolved_device
         self._local = threading.local()
+        self._shared = SharedStates()
         self._on_device: dict[int, ClientData] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,6 +146,8 @@ class Trainer:
             vector = to_vector(value) if isinstance(value, torch.Tensor) else value
             # The model takes its buffers along; a gradient or a control variate has none.
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
+        if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
+            _leave_out_unchanged(sent, layout, _arrays(message.content))
         content[keys.METRICS] = MetricRecord(
             {
                 keys.NUM_EXAMPLES: len(work.data),
@@ -165,6 +172,7 @@ class Trainer:
         client = self._client(context)
         data = self._data(client)
         model = self._model()
+        self._shared.apply(message.content, context, model)
         model.load(_arrays(message.content))
         metrics: dict[str, int | float] = dict(self.task.evaluate_model(model.module, data))
         metrics |= {keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client}
@@ -196,6 +204,7 @@ class Trainer:
         data = self._data(client)
         asked = self.asked(content)
         model = self._model()
+        self._shared.apply(content, context, model)
         model.load(_arrays(content))
         return LocalRound(
             client=client,
@@ -266,6 +275,13 @@ class Trainer:
             if not self.on_cpu:  # Else the task keeps what it wants to keep.
                 self._on_device[client] = data
         return data
+
+
+def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
+    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``."""
+    for spec in layout.tensors:
+        if np.array_equal(view(sent[spec.name]), view(received[spec.name])):
+            del sent[spec.name]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

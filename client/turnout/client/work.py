@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord
 from torch import Tensor
 
 from turnout.client.options import TrainOptions
+from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import AdmmSolver, Vector
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError
@@ -148,6 +149,10 @@ class Work(ABC):
     def loss(self, batch: Any) -> Tensor:
         """Return the mean loss on a batch, for each client that has one."""
 
+    def probe(self, batch: Any) -> Tensor:
+        """Return the mean loss on a batch in evaluation mode, for one client."""
+        raise NotImplementedError
+
     @abstractmethod
     def gradient(self, batch: Any) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
@@ -181,6 +186,10 @@ class Work(ABC):
         Takes the configured number of steps or epochs. Without ``centre`` there is no proximal term, without
         ``linear`` no linear one. Minibatches are ordered as in ``server_round`` (None: the request's).
         """
+
+    @abstractmethod
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Open a local training for the parts of the model that have a say in it, and return them."""
 
     @abstractmethod
     def admm_solver(self, rho: float) -> AdmmSolver | None:

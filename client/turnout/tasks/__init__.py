@@ -35,6 +35,9 @@ if _find_spec("torch") is not None:
     )
     from turnout.tasks.permuted import Permuted
     from turnout.tasks.planted_labels import PlantedLabels
+    from turnout.tasks.shakespeare_lm import ShakespeareLm
+    from turnout.tasks.vader_sentiment import VaderSentiment
+    from turnout.tasks.vision_transfer import VisionTransfer
     from turnout.tasks.wls import Wls
 
 __all__ = [
@@ -62,8 +65,11 @@ __all__ = [
     "Partitioner",
     "Permuted",
     "PlantedLabels",
+    "ShakespeareLm",
     "Shards",
     "Task",
+    "VaderSentiment",
+    "VisionTransfer",
     "Wls",
     "known_loss",
     "load_fashion_mnist",

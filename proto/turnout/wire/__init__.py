@@ -15,6 +15,7 @@ from turnout.wire.errors import (
 )
 from turnout.wire.layout import ParameterLayout, TensorSpec
 from turnout.wire.registry import MethodEntry, find, methods, register
+from turnout.wire.shared_digest import shared_digest
 
 __all__ = [
     "CheckpointError",
@@ -35,6 +36,7 @@ __all__ = [
     "methods",
     "register",
     "save_checkpoint",
+    "shared_digest",
     "unknown_name",
     "view",
 ]

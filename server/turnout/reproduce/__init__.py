@@ -1,6 +1,6 @@
 """Small studies of the papers behind the methods: ``turnout reproduce SLUG`` runs them.
 
-Each drives Turnout's own strategy classes over vectors, prints its figures beside those of an independent
+Each drives Turnout's own classes, prints its figures beside those of an independent
 implementation, and says of every claim whether it holds. Importing this package registers the studies.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from turnout.reproduce import (
     auon,
     bo_rep,
+    bone,
     classp,
     eco,
     fedamd,
@@ -16,8 +17,11 @@ from turnout.reproduce import (
     fedstale,
     field_space_continual,
     frugal,
+    lift,
     loss_curvature_edit,
+    paca,
     rerce_fed_admm,
+    s2ft,
 )
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
@@ -29,6 +33,7 @@ __all__ = [
     "Table",
     "auon",
     "bo_rep",
+    "bone",
     "classp",
     "eco",
     "fedamd",
@@ -36,6 +41,9 @@ __all__ = [
     "fedstale",
     "field_space_continual",
     "frugal",
+    "lift",
     "loss_curvature_edit",
+    "paca",
     "rerce_fed_admm",
+    "s2ft",
 ]
