@@ -34,6 +34,11 @@ class BORepLocalUpper(Bilevel):
 
     state_names: ClassVar[tuple[str, ...]] = ("implicit", "norm", "norms", "norm_rounds")
 
+    @property
+    def folds_cohorts(self) -> bool:
+        """Whether replies may come in bulk: a bulk has no metrics of the clients' own."""
+        return False
+
     def setup(self) -> None:
         """Start with z = 0 and no client's momentum known."""
         self.implicit = array_namespace(self.x).zeros_like(self.x)
