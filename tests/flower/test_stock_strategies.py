@@ -16,8 +16,7 @@ from turnout.experiment import Experiment
 from turnout.server import RunStore
 from turnout.simulation import Bernoulli, LocalGrid
 from turnout.simulation.run import simulate
-from turnout.strategies import FedAU
-from turnout.strategies.stock import StockStrategy
+from turnout.strategies import FedAU, StockStrategy
 from turnout.wire import CheckpointError, ConfigError, as_array, view
 
 N = 5
