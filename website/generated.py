@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from adapter_tables import adapter_paper, adapter_table, adapter_tables
 from commands import commands
 from experiment_tables import (
     client_table,
@@ -22,6 +23,9 @@ from strategy_tables import paper, strategy_table, strategy_tables
 _MARK = re.compile(r"^<!-- generated: ([\w-]+)((?: [\w./-]+)*) -->$", re.MULTILINE)
 
 PARTS: dict[str, Callable[..., str]] = {
+    "adapter-options": adapter_table,
+    "adapter-paper": adapter_paper,
+    "adapters": adapter_tables,
     "client-options": client_table,
     "commands": commands,
     "file": shown_file,

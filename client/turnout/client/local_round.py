@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from turnout.client.descent import descend
 from turnout.client.flat_model import FlatModel
 from turnout.client.minibatches import generator, minibatches
 from turnout.client.options import TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
+from turnout.client.training_parts import TrainingParts
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
-
-_GRADIENT_CHUNK: Final = 2048
 
 
 @dataclass(slots=True)
@@ -40,6 +39,7 @@ class LocalRound(Work):
     config: ConfigRecord
     content: RecordDict
     state: ClientState
+    optimizer: RoundOptimizer
 
     @property
     def who(self) -> str:
@@ -69,12 +69,20 @@ class LocalRound(Work):
         with torch.no_grad():
             return self.task.loss(self.model.module(self.model.inputs(x)), y)
 
+    def probe(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean loss on a batch in evaluation mode: nothing is drawn, no statistics change."""
+        training = self.model.module.training
+        self.model.train(False)
+        loss = self.loss(batch)
+        self.model.train(training)
+        return loss
+
     def gradient(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
         model, (x, y) = self.model, batch
         model.gradient.zero_()
         loss = self.task.loss(model.module(model.inputs(x)), y)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(model.parts.penalty(loss))
         if self.options.weight_decay:
             self._add_weight_decay()
         return loss.detach()
@@ -89,13 +97,14 @@ class LocalRound(Work):
         if size is not None and size < len(y):
             rows = torch.from_numpy(self.generator().choice(len(y), size, replace=False)).to(y.device)
             x, y = x.index_select(0, rows), y.index_select(0, rows)
-        if len(y) <= _GRADIENT_CHUNK:
+        chunk = self.task.chunk_size
+        if len(y) <= chunk:
             return float(self.gradient((x, y)))
         model = self.model
         model.gradient.zero_()
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
-        for start in range(0, len(y), _GRADIENT_CHUNK):
-            piece = slice(start, start + _GRADIENT_CHUNK)
+        for start in range(0, len(y), chunk):
+            piece = slice(start, start + chunk)
             loss = self.task.loss(model.module(model.inputs(x[piece])), y[piece]) * (len(y[piece]) / len(y))
             torch.autograd.backward(loss)
             total += loss.detach()
@@ -132,6 +141,20 @@ class LocalRound(Work):
     ) -> Descent:
         """Train the model in place, see `Work.descend`."""
         return descend(self, centre=centre, rho=rho, linear=linear, server_round=server_round)
+
+    def begin_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer for one local training."""
+        return self.optimizer.begin(self.model, self.lr, self.extra)
+
+    def end_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer's state after a local training."""
+        self.optimizer.end(optimizer, self.model)
+
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Open a local training for the parts of the model that have a say in it, and return them."""
+        now = self.server_round if server_round is None else server_round
+        self.model.parts.start(now, (self.options.seed, self.client, now))
+        return self.model.parts
 
     def admm_solver(self, rho: float) -> AdmmSolver | None:
         """Return the task's exact proximal steps for this client, or None when there are none."""

@@ -23,6 +23,7 @@ from turnout.wire import ConfigError, find
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+    from turnout.peft import AdapterConfig
     from turnout.tasks import Task
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
         _own_app(experiment)  # Without one there is nothing to read data for.
     data = make_task(experiment) if task is None else task
     participation = make_participation(experiment, data)
-    strategy = make_strategy(experiment, data.num_clients, participation)
+    strategy = make_strategy(experiment, data.num_clients, participation, lambda: data)
     app = make_app(experiment, data)
     simulation = experiment.simulation
     grid = _made(
@@ -69,7 +70,9 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
 
 def make_task(experiment: Experiment) -> Task:
     """Return the task, its data read. Raises `ConfigError` with the value's place, `DataError`."""
-    return _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    task = _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    options = experiment.peft.options if experiment.peft is not None else ()
+    return _made(experiment, "peft", options, lambda: _adapted(experiment, task))
 
 
 def make_participation(experiment: Experiment, clients: Clients) -> ParticipationModel:
@@ -84,15 +87,24 @@ def make_participation(experiment: Experiment, clients: Clients) -> Participatio
 
 
 def make_strategy(
-    experiment: Experiment, num_clients: int, participation: ParticipationModel
+    experiment: Experiment,
+    num_clients: int,
+    participation: ParticipationModel,
+    task: Callable[[], Task],
 ) -> StreamingStrategy:
-    """Return the strategy. Raises `ConfigError` with the value's place."""
-    return _made(
+    """Return the strategy; ``task`` is asked for what adapters share. Raises `ConfigError` with the place."""
+    strategy = _made(
         experiment,
         "strategy",
         experiment.strategy.options,
         lambda: _build_strategy(experiment, num_clients, participation),
     )
+    if experiment.peft is not None:
+        from turnout.experiment.adapters import couple
+
+        options, steps = experiment.peft.options, _spoken(experiment.client).get("local_steps")
+        _made(experiment, "peft", options, lambda: couple(strategy, _config(experiment), task, steps))
+    return strategy
 
 
 def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -> ClientApp:
@@ -137,6 +149,26 @@ def _build_task(experiment: Experiment) -> Task:
         options.setdefault("seed", experiment.run.seed)
     task: Task = target(**options)
     return task
+
+
+def _adapted(experiment: Experiment, task: Task) -> Task:
+    """Return ``task`` with the experiment's adapters on its model."""
+    if experiment.peft is None:
+        return task
+    from turnout.peft import AdaptedTask
+
+    adapted = AdaptedTask(task, _config(experiment))
+    adapted.model()  # What does not fit the model fails here, not in the first client.
+    return adapted
+
+
+def _config(experiment: Experiment) -> AdapterConfig:
+    """Return the configuration of the experiment's adapters."""
+    load_methods()
+    assert experiment.peft is not None
+    options = _spoken({"seed": experiment.run.seed, **experiment.peft.options})
+    config: AdapterConfig = find("adapter", experiment.peft.name).target(**options)
+    return config
 
 
 def _build_strategy(

@@ -23,13 +23,17 @@ from turnout.wire import ConfigError, find, unknown_name
 S = TypeVar("S", bound=Section)
 
 KNOWN: Final = "known"  # strategy.participation: the probabilities of [participation]
+_CARRIED: Final = "carried_vectors"
 _HIDDEN: Final[Mapping[str, Collection[str]]] = {
     "task": ("train", "test"),
     "client": ("task", "mods"),
     "participation": ("num_clients", "probabilities"),
     "strategy": (),
     "link": (),
+    "peft": (),
 }
+# What methods of a section are registered as, where it is not the section's name.
+_KINDS: Final = {"peft": "adapter"}
 _PYDANTIC: Final = {
     "int_type": "must be a whole number.",
     "float_type": "must be a number.",
@@ -67,16 +71,26 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
             )
         ]
     checked, problems = dict(values), []
-    for section in ("task", "strategy", "participation", "link"):
+    for section in ("task", "peft", "strategy", "participation", "link"):
         method = values.get(section)
         if method is not None:
             checked[section], found = check_method(section, method)
             problems += found
     if external:
+        if values.get("peft") is not None:
+            problems.append(
+                Problem(
+                    ("peft",),
+                    f"[peft] has no effect: task.name = {EXTERNAL!r} leaves the model to the clients' own "
+                    "app; remove the section.",
+                )
+            )
         checked["client"] = {}  # Nobody reads it: how its clients train is their app's affair.
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
         problems += found
+        if not problems:
+            checked["strategy"] = _carrying(checked["strategy"], checked["client"])
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
     return checked, problems
@@ -92,11 +106,26 @@ def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, An
     return _filled(values, known, _HIDDEN["client"]), problems
 
 
+def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
+    """Return the strategy told of the optimizer state that clients with these options send."""
+    from turnout.client import TrainOptions
+    from turnout.client.optimizer_choice import carried_names
+
+    options = {key: None if value == NONE_WORD else value for key, value in client.items()}
+    names = list(carried_names(TrainOptions(**options)))
+    others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
+    return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})
+
+
 def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     """Return a section that names a method, options converted and defaults filled in, and what is wrong."""
     key = "model" if section == "participation" else "name"
     try:
-        entry = find_strategy(method.name) if section == "strategy" else find(section, method.name)
+        entry = (
+            find_strategy(method.name)
+            if section == "strategy"
+            else find(_KINDS.get(section, section), method.name)
+        )
         target, key = entry.target, "partition"
         known = _known_options(section, method, target)
     except ConfigError as error:
@@ -120,7 +149,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     if section == "strategy" and not problems:
         extra, found = _check_strategy(target, values, extra, known)
         problems += found
-    if section == "link" and not problems:
+    if section in ("link", "peft") and not problems:
         problems += _attempt(section, values, lambda: target(**values))
     return Method(name=method.name, options={**_filled(values, known, hidden), **extra}), problems
 

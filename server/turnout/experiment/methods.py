@@ -13,7 +13,13 @@ from turnout.wire.registry import MethodEntry
 SERVER_PACKAGES: Final = ("turnout.strategies", "turnout.strategies.stock_names", "turnout.simulation")
 """What a server needs of an experiment that was checked before; imports no PyTorch."""
 _TASKS: Final = "turnout.tasks"
-_CLIENTS: Final = ("turnout.client.app", "turnout.client.mods", "turnout.client.stock_mods")
+_CLIENTS: Final = (
+    "turnout.client.app",
+    "turnout.client.mods",
+    "turnout.client.stock_mods",
+    "turnout.optim",
+    "turnout.peft",
+)
 
 
 def has_torch() -> bool:

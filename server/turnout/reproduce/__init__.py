@@ -1,12 +1,28 @@
-"""Small studies of the papers behind the strategies: ``turnout reproduce SLUG`` runs them.
+"""Small studies of the papers behind the methods: ``turnout reproduce SLUG`` runs them.
 
-Each drives Turnout's own strategy classes over vectors, prints its figures beside those of an independent
+Each drives Turnout's own classes, prints its figures beside those of an independent
 implementation, and says of every claim whether it holds. Importing this package registers the studies.
 """
 
 from __future__ import annotations
 
-from turnout.reproduce import fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import (
+    auon,
+    bo_rep,
+    bone,
+    classp,
+    eco,
+    fedamd,
+    fedau,
+    fedstale,
+    field_space_continual,
+    frugal,
+    lift,
+    loss_curvature_edit,
+    paca,
+    rerce_fed_admm,
+    s2ft,
+)
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,8 +31,19 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "auon",
+    "bo_rep",
+    "bone",
+    "classp",
+    "eco",
     "fedamd",
     "fedau",
     "fedstale",
+    "field_space_continual",
+    "frugal",
+    "lift",
+    "loss_curvature_edit",
+    "paca",
     "rerce_fed_admm",
+    "s2ft",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from turnout.strategies.average_all import AverageAll
+from turnout.strategies.bo_rep import BORep
+from turnout.strategies.bo_rep_local_upper import BORepLocalUpper
 from turnout.strategies.dual_admm import DualADMM
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
 from turnout.strategies.fedau import FedAU
@@ -11,6 +13,7 @@ from turnout.strategies.feddyn import FedDyn
 from turnout.strategies.fedprox import FedProx
 from turnout.strategies.fedstale import FedStale
 from turnout.strategies.fedvarp import FedVARP
+from turnout.strategies.field_space_continual import FieldSpaceContinual
 from turnout.strategies.memory import ClientMemory, HalfMemory, MappedMemory, RamMemory, open_memory
 from turnout.strategies.mifa import MIFA
 from turnout.strategies.participation import ParticipationEstimator
@@ -24,6 +27,8 @@ from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 __all__ = [
     "MIFA",
     "AverageAll",
+    "BORep",
+    "BORepLocalUpper",
     "Callback",
     "ClientMemory",
     "ClientReport",
@@ -35,6 +40,7 @@ __all__ = [
     "FedProx",
     "FedStale",
     "FedVARP",
+    "FieldSpaceContinual",
     "HalfMemory",
     "Instruction",
     "MappedMemory",

@@ -41,7 +41,8 @@ class Reply:
 
     ``client`` is the client's row: a small integer, stable over rounds. ``update`` has shape (P,) and is only
     lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are the
-    further records that the instruction asked for, lent as well.
+    further records that the instruction asked for, lent as well; ``metrics`` the scalars that came along, not
+    all of them finite.
     """
 
     client: int
@@ -50,6 +51,7 @@ class Reply:
     peak: float
     role: str = "sgd"
     vectors: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

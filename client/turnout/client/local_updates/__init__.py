@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from turnout.client.local_updates import admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
+from turnout.client.local_updates import (
+    admm,
+    anchor,
+    bo_rep,
+    bo_rep_local_upper,
+    dual_admm,
+    dyn,
+    field_space,
+    miner,
+    prox,
+    scaffold,
+    sgd,
+)
 from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 
@@ -26,8 +38,11 @@ __all__ = [
     "LocalUpdate",
     "admm",
     "anchor",
+    "bo_rep",
+    "bo_rep_local_upper",
     "dual_admm",
     "dyn",
+    "field_space",
     "miner",
     "prox",
     "scaffold",
