@@ -20,6 +20,7 @@ from turnout.strategies.participation import ParticipationEstimator
 from turnout.strategies.rerce_fed import RerceFed
 from turnout.strategies.rounds import Callback, ClientReport, Instruction, Reply, RoundReport
 from turnout.strategies.scaffold import Scaffold
+from turnout.strategies.stock import StockStrategy
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 
@@ -49,6 +50,7 @@ __all__ = [
     "RerceFed",
     "RoundReport",
     "Scaffold",
+    "StockStrategy",
     "StreamingStrategy",
     "UnbiasedFedAvg",
     "open_memory",

@@ -294,10 +294,7 @@ class StreamingStrategy(Algorithm, Strategy):
             )
 
     def _close_round(
-        self,
-        server_round: int,
-        metrics: list[tuple[int, int, Mapping[str, float]]],
-        started: float,
+        self, server_round: int, metrics: list[tuple[int, int, Mapping[str, float]]], started: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.seconds["train"] = time.perf_counter() - started
         started = time.perf_counter()
