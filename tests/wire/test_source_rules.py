@@ -28,7 +28,8 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "wire"},
-    "client": {"client", "tasks", "wire", "v1"},
+    "client": {"client", "optim", "tasks", "wire", "v1"},
+    "optim": {"optim", "wire"},
     "tasks": {"tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},

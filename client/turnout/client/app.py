@@ -16,7 +16,7 @@ from flwr.clientapp.typing import Mod
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
-from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
+from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
@@ -128,6 +128,8 @@ class Trainer:
             vector = to_vector(value) if isinstance(value, torch.Tensor) else value
             # The model takes its buffers along; a gradient or a control variate has none.
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
+        for key, record in outcome.records.items():
+            content[key] = record
         content[keys.METRICS] = MetricRecord(
             {
                 keys.NUM_EXAMPLES: len(work.data),
@@ -169,7 +171,8 @@ class Trainer:
         data = self._data(client)
         asked = self.asked(content)
         model = self._model()
-        model.load(_arrays(content))
+        if asked.local_update not in OWN_START or keys.ARRAYS in content:
+            model.load(_arrays(content))
         return LocalRound(
             client=client,
             server_round=asked.server_round,

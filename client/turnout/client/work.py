@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from turnout.client.options import TrainOptions
@@ -25,11 +25,13 @@ from turnout.wire.errors import ConfigError
 class Outcome:
     """What a local update sends back: named vectors, and the mean loss it saw on its way.
 
-    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not.
+    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``records``
+    are no vectors of the model's size; they are sent as they are.
     """
 
     vectors: dict[str, Tensor | Vector]
     train_loss: float | Vector
+    records: dict[str, ArrayRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

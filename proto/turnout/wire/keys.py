@@ -12,6 +12,9 @@ GRADIENT: Final = "gradient"
 BULLSEYE: Final = "bullseye"
 CONTROL: Final = "control"
 INITIAL: Final = "initial"
+FITNESS: Final = "fitness"
+SEED_LOG: Final = "seed-log"
+MOMENTS: Final = ("first-moment", "second-moment")
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -21,6 +24,11 @@ CONTINUAL: Final = "continual"
 EXTRAPOLATE: Final = "extrapolate"
 PROXIMAL_MU: Final = "proximal-mu"
 DYN_ALPHA: Final = "dyn-alpha"
+FIRST_PAIR: Final = "first-pair"
+PAIRS: Final = "pairs"
+FITNESS_METRIC: Final = "fitness-metric"
+CLIP: Final = "clip"
+START_CHECKSUM: Final = "start-checksum"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"

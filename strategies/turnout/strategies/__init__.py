@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turnout.strategies.average_all import AverageAll
 from turnout.strategies.dual_admm import DualADMM
+from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
 from turnout.strategies.fedau import FedAU
 from turnout.strategies.fedavg import FedAvg
@@ -21,6 +22,7 @@ from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 
 __all__ = [
+    "EGGROLL",
     "MIFA",
     "AverageAll",
     "Callback",

@@ -154,9 +154,12 @@ class StreamingStrategy(Algorithm, Strategy):
                 entries = {**config, **instruction.config}
                 entries[keys.SERVER_ROUND] = server_round
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
-                content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
+                content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
+                content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
                     content[name] = self.layout.record(vector)
+                for name, record in instruction.records.items():
+                    content[name] = record
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
             part.nodes.append(node)
         return list(parts.values())
