@@ -170,21 +170,26 @@ class EGGROLL(torch.optim.Optimizer):
             parts = source.combine(self.round, indices, on_grid(np.asarray(weights), source.rank))
             for parameter, part in zip(group["params"], parts, strict=True):
                 if part is not None:
-                    self._move(group, parameter, torch.from_numpy(part).to(parameter.device))
+                    self._move(group, parameter, part)
         self.round += 1
 
     @torch.no_grad()
-    def _move(self, group: Mapping[str, Any], parameter: Tensor, g: Tensor) -> None:
+    def _move(self, group: Mapping[str, Any], parameter: Tensor, g: np.ndarray[Any, Any]) -> None:
         rule, state = _rule(group), self.state[parameter]
+        names = _MOMENTS[: rule.num_moments]
         if not state:
             state["step"] = 0
-            state.update({name: torch.zeros_like(parameter) for name in _MOMENTS[: rule.num_moments]})
+            state.update({name: torch.zeros_like(parameter) for name in names})
         state["step"] += 1
-        moments = [state[name].double() for name in _MOMENTS[: rule.num_moments]]
-        theta, moments = rule.step(parameter.double(), moments, g, state["step"])
-        parameter.copy_(theta)
-        for name, moment in zip(_MOMENTS, moments, strict=False):
-            state[name].copy_(moment)
+        theta, moments = rule.step(
+            parameter.double().cpu().numpy(),
+            [state[name].double().cpu().numpy() for name in names],
+            g,
+            state["step"],
+        )
+        parameter.copy_(torch.from_numpy(theta))
+        for name, moment in zip(names, moments, strict=True):
+            state[name] = torch.from_numpy(moment).to(parameter)  # A loaded state is not ours to change.
 
     @property
     def names(self) -> list[str]:

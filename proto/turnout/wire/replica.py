@@ -55,18 +55,20 @@ class Ascent:
             return 2
         return 1 if self.momentum else 0
 
-    def step(self, theta: Any, moments: Sequence[Any], g: Any, step: int) -> tuple[Any, list[Any]]:
+    def step(
+        self, theta: NDArray, moments: Sequence[NDArray], g: NDArray, step: int
+    ) -> tuple[NDArray, list[NDArray]]:
         """Return the new parameters and moments after step number ``step`` (from 1).
 
-        All are float64 arrays of NumPy or torch, and are not changed. Only single-element operations, one at
-        a time: no build of either library may round them differently.
+        All are float64 arrays, and are not changed. Only operations that IEEE 754 rounds correctly, one at a
+        time: every build of NumPy gives the same bits (torch's square root, for one, does not).
         """
-        direction, kept = g, list[Any]()
+        direction, kept = g, list[NDArray]()
         if self.base == "adam":
             first = moments[0] * self.beta1 + g * (1.0 - self.beta1)
             second = moments[1] * self.beta2 + (g * g) * (1.0 - self.beta2)
             kept = [first, second]
-            scale = (second / (1.0 - self.beta2**step)) ** 0.5 + _EPSILON
+            scale = np.sqrt(second / (1.0 - self.beta2**step)) + _EPSILON
             direction = (first / (1.0 - self.beta1**step)) / scale
         elif self.momentum:
             direction = moments[0] * self.momentum + g

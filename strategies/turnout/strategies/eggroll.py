@@ -64,14 +64,14 @@ class EGGROLL(StreamingStrategy):
         and gets it in the next round.
     """
 
-    server_lr: float = 0.1
+    server_lr: float = 0.03
     client_weights: Literal["uniform", "examples"] = "examples"
     sigma: float = 0.02
     rank: int | None = 1
     pairs: int = 20
     mode: Literal["shared", "disjoint"] = "shared"
     fitness: str = "-loss"
-    noise: NoiseName = "gaussian"
+    noise: NoiseName = "rademacher"
     base: Base = "sgd"
     momentum: float = 0.9
     beta1: float = 0.9
