@@ -109,7 +109,7 @@ MODES = pytest.mark.parametrize("mode", ["shared", "disjoint"])
 
 @MODES
 @pytest.mark.parametrize(
-    "options", [{}, {"base": "adam", "scale": "rms"}, {"rank": None, "momentum": 0.0}], ids=str
+    "options", [{}, {"base": "adam", "normalise": True}, {"rank": None, "momentum": 0.0}], ids=str
 )
 def test_order_of_arrival_and_the_wire_do_not_matter(mode: str, options: dict[str, Any]) -> None:
     plain = run(make(mode=mode, **options))

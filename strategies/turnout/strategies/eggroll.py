@@ -53,8 +53,8 @@ class EGGROLL(StreamingStrategy):
         receives its moments. ``weight_decay`` is decoupled.
     freeze_1d
         Leave biases and other vectors as they are.
-    scale
-        ``"none"``, or ``"rms"``: divide a round's differences by the root of their mean square.
+    normalise
+        Divide a round's differences by the root of their mean square.
     clip
         Differences are clipped to plus or minus this, by clients and again by the server.
     checksum_every
@@ -78,7 +78,7 @@ class EGGROLL(StreamingStrategy):
     beta2: float = 0.999
     weight_decay: float = 0.0
     freeze_1d: bool = False
-    scale: Literal["none", "rms"] = "none"
+    normalise: bool = False
     clip: float = 10.0
     checksum_every: int = 10
     known_start: bool = True
@@ -99,7 +99,6 @@ class EGGROLL(StreamingStrategy):
             ("mode", ("shared", "disjoint")),
             ("noise", NOISES),
             ("base", ("sgd", "adam")),
-            ("scale", ("none", "rms")),
         ):
             choice(name, getattr(self, name), allowed)
         if not self.fitness.removeprefix("-"):
@@ -225,7 +224,7 @@ class EGGROLL(StreamingStrategy):
     def finish(self, server_round: int) -> Any:
         """Move by the weighted pairs and log them; nobody came, or no finite model: nothing moves."""
         rms, scale = self._scores.rms, 1.0 / (2.0 * self.sigma * self.pairs)
-        if self.scale == "rms" and rms > 0.0:
+        if self.normalise and rms > 0.0:
             scale /= rms
         weights = on_grid(self._scores.weights(self._pairs, scale), self._source.rank)
         before = Replica(self._search, self._source, self.x, list(self.moments), self.steps)
