@@ -6,7 +6,7 @@ implementation, and says of every claim whether it holds. Importing this package
 
 from __future__ import annotations
 
-from turnout.reproduce import fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import eggroll, fedamd, fedau, fedstale, rerce_fed_admm
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "eggroll",
     "fedamd",
     "fedau",
     "fedstale",

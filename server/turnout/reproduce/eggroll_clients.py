@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord
 
-from turnout.reproduce.drive import Sent
-from turnout.strategies.rounds import Instruction
 from turnout.wire import NDArray, as_array
-from turnout.wire.perturbation import NoiseSource, dense
+from turnout.wire.perturbation import Factors, NoiseSource
 
 HIDDEN = 32
 
@@ -106,12 +104,6 @@ class DigitsClients:
             models -= np.float32(lr) * _gradients(models, *self.batches(server_round, step))
         return models
 
-    def work(
-        self, lr: float, steps: int, server_round: int, received: NDArray, cohort: Mapping[int, Instruction]
-    ) -> list[Sent]:
-        """Return what clients of plain local training send, for `drive`."""
-        return [Sent(list(cohort), self.descend(lr, steps, server_round, received)[list(cohort)])]
-
 
 _CUTS = np.cumsum([0, HIDDEN * 64, HIDDEN, 10 * HIDDEN, 10])
 
@@ -133,16 +125,18 @@ def _b2(theta: NDArray) -> NDArray:
 
 
 def _noise(source: NoiseSource, server_round: int, pairs: range) -> NDArray:
-    """Return the perturbations of ``pairs`` as vectors, shape (pairs, P)."""
-    rows = []
-    for pair in pairs:
-        draws = source.draw(server_round, pair)
-        rows.append(
-            np.concatenate(
-                [dense(d, t, source.rank).reshape(-1) for d, t in zip(draws, source.tensors, strict=True)]
-            )
-        )
-    return np.array(rows, np.float32)
+    """Return the perturbations of ``pairs`` as vectors, shape (pairs, P), float32."""
+    drawn = [source.draw(server_round, pair) for pair in pairs]
+    pieces = []
+    for i in range(len(source.tensors)):
+        draws = [one[i] for one in drawn]
+        if isinstance(draws[0], Factors):
+            a = np.stack([draw.a for draw in draws if isinstance(draw, Factors)])
+            b = np.stack([draw.b for draw in draws if isinstance(draw, Factors)])
+            pieces.append((a @ b.transpose(0, 2, 1)).reshape(len(pairs), -1) * np.float32(source.rank**-0.5))
+        else:
+            pieces.append(np.stack([draw for draw in draws if isinstance(draw, np.ndarray)]))
+    return np.concatenate(pieces, axis=1)
 
 
 def _losses(theta: NDArray, noise: NDArray, sigma: float, x: NDArray, y: NDArray) -> NDArray:
