@@ -1,14 +1,15 @@
-"""Run the four papers' studies and write what the docs show: every claim with its figures, held or not.
+"""Run the papers' studies and write what the docs show: every claim with its figures, held or not.
 
-    python benchmarks/reproductions.py [--publish]
+    python benchmarks/reproductions.py [SLUG ...] [--publish]
 
 The same studies as ``turnout reproduce SLUG``; about a minute each on two cores. ``--publish`` writes
-``docs/results/reproductions.md``.
+``docs/results/reproductions.md``; with slugs, only these studies are run, and their parts of it replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import turnout.reproduce  # noqa: F401 - fills the register
@@ -19,7 +20,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "results"
 HEAD = """# The papers' small studies
 
 Written by `python benchmarks/reproductions.py --publish`. Each study is what `turnout reproduce SLUG` runs:
-Turnout's own strategy classes on a problem small enough for a minute, with the strong baselines beside them.
+Turnout's own classes on a problem small enough for a minute, with the strong baselines beside them.
 "Reference" columns are an independent implementation's figures for the same problem. A claim that does not
 hold is listed like the others: it says where the method is not the best choice.
 """
@@ -45,19 +46,28 @@ def _figure(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
+def published() -> dict[str, str]:
+    """Return the studies that the page has, by slug."""
+    page = (DOCS / "reproductions.md").read_text(encoding="utf-8")
+    return {match[1]: match[0] for match in re.finditer(r"^## (\S+)\n.*?(?=^## |\Z)", page, re.M | re.S)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--publish", action="store_true", help="write docs/results/reproductions.md")
+    parser.add_argument("slugs", nargs="*", help="studies to run; all when left out")
     options = parser.parse_args()
-    parts = [HEAD]
-    for entry in methods("study"):
-        report: StudyReport = find("study", entry.slug).target()
-        parts.append(markdown(report, entry.paper))
-        print(parts[-1])
+    chosen = [find("study", slug) for slug in options.slugs] or methods("study")
+    parts = published() if options.slugs else {}
+    for entry in chosen:
+        report: StudyReport = entry.target()
+        parts[entry.slug] = markdown(report, entry.paper)
+        print(parts[entry.slug], flush=True)
     if options.publish:
-        (DOCS / "reproductions.md").write_text("\n".join(parts))
+        ordered = [parts[slug].rstrip() + "\n" for slug in sorted(parts)]
+        (DOCS / "reproductions.md").write_text("\n".join([HEAD, *ordered]))
 
 
 if __name__ == "__main__":

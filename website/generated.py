@@ -15,6 +15,7 @@ from experiment_tables import (
     section_table,
     task_tables,
 )
+from optimizer_tables import optimizer_paper, optimizer_table, optimizer_tables
 from published import participation_rows, shown_file, study
 from strategy_tables import paper, strategy_table, strategy_tables
 
@@ -25,6 +26,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "commands": commands,
     "file": shown_file,
     "link-options": link_table,
+    "optimizer-options": optimizer_table,
+    "optimizer-paper": optimizer_paper,
+    "optimizers": optimizer_tables,
     "paper": paper,
     "participation-models": participation_tables,
     "participation-study": participation_rows,

@@ -29,7 +29,7 @@ ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "wire"},
     "client": {"client", "optim", "tasks", "wire", "v1"},
-    "optim": {"optim", "wire"},
+    "optim": {"optim", "tasks", "wire"},
     "tasks": {"tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},

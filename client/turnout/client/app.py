@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -18,8 +19,10 @@ from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
+from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
@@ -27,12 +30,15 @@ from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.registry import find
 
 _LR: Final = "lr"
+_log = logging.getLogger(__name__)
 
 
 def client_app(
     task: Task,
     *,
     optimizer: str = "sgd",
+    optimizer_options: Mapping[str, Any] | None = None,
+    optimizer_state: StatePolicy = "reset",
     lr: float = 0.1,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -61,6 +67,8 @@ def client_app(
     """
     options = TrainOptions(
         optimizer=optimizer,
+        optimizer_options=dict(optimizer_options or {}),
+        optimizer_state=optimizer_state,
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -73,6 +81,8 @@ def client_app(
         seed=seed,
         device=device,
     )
+    if options.warning is not None:
+        _log.warning("optimizer %r: %s", options.optimizer, options.warning)
     return TaskApp(Trainer(task, options), mods)
 
 
@@ -144,7 +154,9 @@ class Trainer:
         """Run the local update that a request's ``content`` names; return the work and what came of it."""
         work = self._local_round(content, context)
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
-        return work, update(work)
+        outcome = update(work)
+        outcome.vectors |= work.optimizer.commit()
+        return work, outcome
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply the task's metrics of the received model on the client's own examples."""
@@ -185,7 +197,22 @@ class Trainer:
             config=asked.config,
             content=content,
             state=ClientState(context.state, asked.local_update, asked.server_round),
+            optimizer=RoundOptimizer(
+                self.options,
+                context.state,
+                client,
+                asked.server_round,
+                self._steps(data),
+                asked.config,
+            ),
         )
+
+    def _steps(self, data: ClientData) -> int:
+        """Return how many steps one local training on ``data`` takes."""
+        o = self.options
+        if o.local_steps is not None:
+            return o.local_steps
+        return (o.local_epochs or 1) * -(-len(data) // o.batch_size)
 
     def asked(self, content: RecordDict) -> Asked:
         """Return what a request asks for; raises `ConfigError` for an impossible round or learning rate."""

@@ -27,7 +27,8 @@ def descend(
     model.train(True)
     y, gradient = model.parameters, model.gradient
     difference = torch.empty_like(y if centre is not None else y[:0])
-    step = _stepper(work)
+    optimizer = None if work.options.own_sgd else work.begin_optimizer()
+    step = _sgd(work) if optimizer is None else optimizer.step
     losses: list[Tensor] = []
     for batch in work.batches(server_round):
         losses.append(work.gradient(batch))
@@ -37,16 +38,14 @@ def descend(
         if linear is not None:
             gradient.sub_(linear)
         step()
+    if optimizer is not None:
+        work.end_optimizer(optimizer)
     return Descent(len(losses), work.mean_loss(losses))
 
 
-def _stepper(work: LocalRound) -> Callable[[], object]:
-    """Return the optimizer's step on the flat parameters, with fresh state."""
+def _sgd(work: LocalRound) -> Callable[[], object]:
+    """Return the step of SGD on the flat parameters, with fresh momentum."""
     y, gradient, lr = work.model.parameters, work.model.gradient, work.lr
-    if not work.options.own_sgd:
-        leaf = y.detach().requires_grad_()  # The same storage, as the leaf that torch.optim asks for.
-        leaf.grad = gradient
-        return work.options.torch_optimizer([leaf], lr).step
     momentum = work.options.momentum
     if momentum == 0.0:
         return lambda: y.add_(gradient, alpha=-lr)

@@ -15,6 +15,7 @@ from turnout.client.descent import descend
 from turnout.client.flat_model import FlatModel
 from turnout.client.minibatches import generator, minibatches
 from turnout.client.options import TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
@@ -40,6 +41,7 @@ class LocalRound(Work):
     config: ConfigRecord
     content: RecordDict
     state: ClientState
+    optimizer: RoundOptimizer
 
     @property
     def who(self) -> str:
@@ -132,6 +134,14 @@ class LocalRound(Work):
     ) -> Descent:
         """Train the model in place, see `Work.descend`."""
         return descend(self, centre=centre, rho=rho, linear=linear, server_round=server_round)
+
+    def begin_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer for one local training."""
+        return self.optimizer.begin(self.model, self.lr, self.extra)
+
+    def end_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer's state after a local training."""
+        self.optimizer.end(optimizer, self.model)
 
     def admm_solver(self, rho: float) -> AdmmSolver | None:
         """Return the task's exact proximal steps for this client, or None when there are none."""

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
+from turnout.client.optimizer_choice import check_choice, state_warning
+from turnout.optim import StatePolicy
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError, unknown_name
 
 Reference = Literal["telescoped", "fresh"]
-
-# These need closures, sparse gradients or matrices; the flat parameter is one dense vector.
-_UNFIT: Final = frozenset({"Optimizer", "LBFGS", "SparseAdam", "Muon"})
-
-
-def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """Return the ``torch.optim`` classes that can train a flat vector, by lower-case name."""
-    return {
-        name.lower(): value
-        for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name not in _UNFIT
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +23,14 @@ class TrainOptions:
     Attributes
     ----------
     optimizer
-        "sgd" (a tight path of our own) or any other ``torch.optim`` class by name. Its state starts anew
-        each round.
+        "sgd" (a tight path of our own), a method of the optimizer library ("frugal"), or any other
+        ``torch.optim`` class by name.
+    optimizer_options
+        Table of further settings of the optimizer, as its class takes them.
+    optimizer_state
+        What becomes of the optimizer's state between rounds: "reset" (anew each round), "keep" (stays with
+        the client) or "send" (travels with the reply; the server averages it over the participants and
+        sends it with the next model). Choices that break a method are refused.
     lr
         Learning rate of the local steps.
     momentum
@@ -59,6 +55,8 @@ class TrainOptions:
     """
 
     optimizer: str = "sgd"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_state: StatePolicy = "reset"
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -77,9 +75,9 @@ class TrainOptions:
         check_number("weight_decay", self.weight_decay, low=0)
         check_count("batch_size", self.batch_size, low=1)
         check_count("seed", self.seed, low=0)
-        for field in ("local_steps", "local_epochs", "anchor_batch_size"):
-            if getattr(self, field) is not None:
-                check_count(field, getattr(self, field), low=1)
+        for name in ("local_steps", "local_epochs", "anchor_batch_size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), low=1)
         if self.local_steps is not None and self.local_epochs is not None:
             raise ConfigError(
                 f"local_steps={self.local_steps} and local_epochs={self.local_epochs} both set the length of "
@@ -87,20 +85,8 @@ class TrainOptions:
             )
         if self.reference not in ("telescoped", "fresh"):
             raise unknown_name("reference", str(self.reference), ("telescoped", "fresh"))
-        self._check_optimizer()
+        check_choice(self)
         self._check_device()
-
-    def _check_optimizer(self) -> None:
-        known = torch_optimizers()
-        if not isinstance(self.optimizer, str) or self.optimizer.lower() not in known:
-            raise unknown_name("optimizer", str(self.optimizer), known)
-        accepted = inspect.signature(known[self.optimizer.lower()]).parameters
-        for field in ("momentum", "weight_decay"):
-            if getattr(self, field) and field not in accepted:
-                raise ConfigError(
-                    f"{field}={getattr(self, field)} has no effect: optimizer {self.optimizer!r} has "
-                    f"no {field}; set {field}=0 or choose another optimizer."
-                )
 
     def _check_device(self) -> None:
         try:
@@ -119,17 +105,15 @@ class TrainOptions:
 
     @property
     def own_sgd(self) -> bool:
-        """Whether steps are taken by our own SGD rather than a ``torch.optim`` class."""
-        return self.optimizer.lower() == "sgd"
+        """Whether steps are taken by our own SGD rather than an optimizer class."""
+        return self.optimizer.lower() == "sgd" and self.optimizer_state == "reset"
 
     @property
     def plain_sgd(self) -> bool:
         """Whether a step is exactly ``y <- y - lr * gradient``."""
         return self.own_sgd and self.momentum == 0.0
 
-    def torch_optimizer(self, tensors: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-        """Return a new ``torch.optim`` optimizer of the chosen kind for ``tensors``."""
-        kind: Any = torch_optimizers()[self.optimizer.lower()]
-        extra = {f: getattr(self, f) for f in ("momentum", "weight_decay") if getattr(self, f)}
-        optimizer: torch.optim.Optimizer = kind(tensors, lr=lr, **extra)
-        return optimizer
+    @property
+    def warning(self) -> str | None:
+        """What the chosen optimizer's paper warns of with ``optimizer_state``, or None."""
+        return state_warning(self)

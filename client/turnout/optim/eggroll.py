@@ -36,7 +36,7 @@ _MOMENTS: Final = ("first_moment", "second_moment")
 _OWN: Final = ("seed", "round", "sigma", "pairs", "noise", "names")
 
 
-@register("eggroll", kind="optimizer", paper="2511.16652")
+@register("eggroll", kind="gradient-free", paper="2511.16652")
 class EGGROLL(torch.optim.Optimizer):
     """Gradient-free optimizer: ``step(closure)`` raises what ``closure()`` returns, without ``backward``.
 

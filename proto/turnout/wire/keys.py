@@ -15,6 +15,7 @@ INITIAL: Final = "initial"
 FITNESS: Final = "fitness"
 SEED_LOG: Final = "seed-log"
 MOMENTS: Final = ("first-moment", "second-moment")
+OPTIMIZER: Final = "optimizer."  # Followed by the name of the state: "optimizer.exp_avg".
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -29,6 +30,7 @@ PAIRS: Final = "pairs"
 FITNESS_METRIC: Final = "fitness-metric"
 CLIP: Final = "clip"
 START_CHECKSUM: Final = "start-checksum"
+CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.
 CLIENT_ID: Final = "client-id"

@@ -23,6 +23,7 @@ from turnout.wire import ConfigError, find, unknown_name
 S = TypeVar("S", bound=Section)
 
 KNOWN: Final = "known"  # strategy.participation: the probabilities of [participation]
+_CARRIED: Final = "carried_vectors"
 _HIDDEN: Final[Mapping[str, Collection[str]]] = {
     "task": ("train", "test"),
     "client": ("task", "mods"),
@@ -77,6 +78,8 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
         problems += found
+        if not problems:
+            checked["strategy"] = _carrying(checked["strategy"], checked["client"])
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
     return checked, problems
@@ -90,6 +93,17 @@ def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, An
     values, problems = check_options(section, options, known, hidden=_HIDDEN["client"])
     problems = problems or _attempt(section, values, lambda: TrainOptions(**values))
     return _filled(values, known, _HIDDEN["client"]), problems
+
+
+def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
+    """Return the strategy told of the optimizer state that clients with these options send."""
+    from turnout.client import TrainOptions
+    from turnout.client.optimizer_choice import carried_names
+
+    options = {key: None if value == NONE_WORD else value for key, value in client.items()}
+    names = list(carried_names(TrainOptions(**options)))
+    others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
+    return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})
 
 
 def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:

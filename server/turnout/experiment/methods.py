@@ -10,7 +10,7 @@ from typing import Final
 SERVER_PACKAGES: Final = ("turnout.strategies", "turnout.simulation")
 """What a server needs of an experiment that was checked before; imports no PyTorch."""
 _TASKS: Final = "turnout.tasks"
-_CLIENTS: Final = ("turnout.client.app", "turnout.client.mods")
+_CLIENTS: Final = ("turnout.client.app", "turnout.client.mods", "turnout.optim")
 
 
 def has_torch() -> bool:

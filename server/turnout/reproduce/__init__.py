@@ -6,7 +6,7 @@ implementation, and says of every claim whether it holds. Importing this package
 
 from __future__ import annotations
 
-from turnout.reproduce import eggroll, fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import auon, classp, eco, eggroll, fedamd, fedau, fedstale, frugal, rerce_fed_admm
 from turnout.reproduce.report import Claim, Plot, Progress, StudyReport, Table
 
 __all__ = [
@@ -15,9 +15,13 @@ __all__ = [
     "Progress",
     "StudyReport",
     "Table",
+    "auon",
+    "classp",
+    "eco",
     "eggroll",
     "fedamd",
     "fedau",
     "fedstale",
+    "frugal",
     "rerce_fed_admm",
 ]

@@ -43,6 +43,13 @@ def choice(field: str, value: Any, allowed: Collection[str]) -> None:
         raise ConfigError(f"{field} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
 
 
+def names(field: str, value: Any) -> None:
+    """Refuse what is not a sequence of different, non-empty words."""
+    words = isinstance(value, (tuple, list)) and all(isinstance(word, str) and word for word in value)
+    if not words or len(set(value)) < len(value):
+        raise ConfigError(f"{field} must be a list of different names, got {value!r}.")
+
+
 def unused(owner: str, field: str, value: Any, default: Any, reason: str = "") -> None:
     """Refuse a setting that ``owner`` would ignore."""
     if value != default:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from turnout.strategies.checks import choice, number, whole_number
+from turnout.strategies.checks import choice, number, unused, whole_number
 from turnout.strategies.pair_scores import PairScores
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
@@ -87,6 +87,8 @@ class EGGROLL(StreamingStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, default in (("carried_vectors", ()), ("max_update_norm", None)):
+            unused("EGGROLL", name, getattr(self, name), default)
         number("sigma", self.sigma, "a positive number", above=0.0)
         whole_number("rank", self.rank, 1, optional=True)
         whole_number("pairs", self.pairs, 1)

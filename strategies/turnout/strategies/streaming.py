@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from turnout.strategies.algorithm import Algorithm
-from turnout.strategies.checks import number
+from turnout.strategies.carried import CarriedVectors
+from turnout.strategies.checks import names, number
 from turnout.strategies.cohort import Batch, Cohort, CohortPart
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
@@ -40,14 +41,20 @@ class StreamingStrategy(Algorithm, Strategy):
     max_update_norm
         A reply whose vector (update, model or gradient, as it is asked for) has a larger Euclidean norm is
         refused with the reason ``norm``: a bound on what one client can do. None refuses none.
+    carried_vectors
+        Records, laid out as the parameters are, that every reply must have; clients get their mean over the
+        participants, by examples, with the next model. ``optimizer_state = "send"`` of an experiment's
+        ``[client]`` sets it.
     """
 
     max_update_norm: float | None = None
+    carried_vectors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_update_norm is not None:
             number("max_update_norm", self.max_update_norm, "a positive number", above=0.0)
+        names("carried_vectors", self.carried_vectors)
         self._layout: ParameterLayout | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,6 +62,8 @@ class StreamingStrategy(Algorithm, Strategy):
         state = super().state_dict()
         if self._layout:
             state |= {"buffers": dict(self._buffers.values), "layout": self._layout.digest}
+            if self.carried_vectors:
+                state["carried"] = self._carried.state_dict()
         return state
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
@@ -66,6 +75,7 @@ class StreamingStrategy(Algorithm, Strategy):
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
+            self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
     def folds_cohorts(self) -> bool:
@@ -86,6 +96,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._buffers = BufferMean(self._layout, self._layout.buffers_of(arrays))
         self._lent: dict[str, NDArray] = {}
         self.prepare(self._layout.flatten(arrays).copy())
+        self._carried = CarriedVectors(self.carried_vectors, self.x)
 
     def arrays(self) -> ArrayRecord:
         """Return the global model with its buffers, without copying."""
@@ -125,7 +136,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self.begin_round(server_round, registered)
         for row in self.clients.register(available, server_round):
             self.on_register(row, server_round)
-        self._asked = self.select(server_round, available)
+        # Clients get, and send, the carried vectors beside what the algorithm asks for.
+        self._asked = self._carried.open_round(self.select(server_round, available))
         model = self.layout.record(self.broadcast(), self._buffers.values)
         # Updates are relative to what clients receive, which 16-bit tensors round.
         sent = self.layout.flatten(model)
@@ -179,6 +191,7 @@ class StreamingStrategy(Algorithm, Strategy):
                 row = self.clients.identify(node, parcel.client, server_round)
                 self.on_register(row, server_round)
                 report = self.accept(server_round, parcel.reply(row))
+                self._carried.add(parcel.vectors, parcel.num_examples)
             except ReplyRejected as refused:
                 self._refuse(node, refused)
                 continue
@@ -224,6 +237,7 @@ class StreamingStrategy(Algorithm, Strategy):
         report = self.accept(
             server_round, Reply(row, self.sum.row(index), examples, batch.peaks[index], role, extras)
         )
+        self._carried.add(extras, examples)
         if batch.buffers and batch.instruction.reply != "gradient":
             self._buffers.add({name: rows[index] for name, rows in batch.buffers.items()})
         loss, seconds = batch.losses[index], batch.seconds[index]
@@ -253,6 +267,7 @@ class StreamingStrategy(Algorithm, Strategy):
         for node in self._intake.unanswered():
             self._book(node, "missing", "")
         self._buffers.finish()
+        self._carried.close_round()
         self.end_round(server_round)
         self.seconds["finish"] = time.perf_counter() - started
         return self.arrays(), mean_metrics(metrics, self.reports)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from turnout.client.optimizer_choice import make
 from turnout.client.work import Descent
 
 if TYPE_CHECKING:
@@ -113,4 +114,4 @@ class _TorchStepper:
         model = self._work.model
         leaf = model.parameters[:a].detach().requires_grad_()
         leaf.grad = model.gradient[:a]
-        return self._work.options.torch_optimizer([leaf], self._work.lr)
+        return make(self._work.options, model.module, leaf, self._work.lr, seed=0)

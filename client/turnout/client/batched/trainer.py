@@ -23,6 +23,7 @@ from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LocalUpdate, admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
 from turnout.client.options import TrainOptions
+from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome, WorkState
 from turnout.tasks.task import Task, Vector
@@ -89,6 +90,8 @@ class BatchedTrainer:
         if find("local-update", local_update).target is not LOCAL_UPDATES[local_update]:
             return f"local update {local_update!r} has been replaced by another one of that name."
         optimizer = self.options.optimizer.lower()
+        if self.options.optimizer_state != "reset":
+            return f"optimizer_state={self.options.optimizer_state!r} hands on each client's own state."
         if optimizer not in _ELEMENTWISE and local_update != "anchor":
             return (
                 f"optimizer {optimizer!r} does not treat each parameter by itself; a stack would mix clients."
@@ -233,6 +236,7 @@ class BatchedTrainer:
                 config=work.config,
                 content=content,
                 state=cast(ClientState, state),
+                optimizer=RoundOptimizer(self.options, RecordDict(), client, work.server_round, 0),
             )
             result = LOCAL_UPDATES[work.local_update](alone)
         except Exception as error:

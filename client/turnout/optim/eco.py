@@ -1,0 +1,356 @@
+"""ECO: training on quantized weights without a full-precision copy of them (arXiv 2601.22101).
+
+After each step the weights are rounded to their grid, and what rounding took is put into the momentum, so
+that the next steps repay it exactly once. With wanted weights W~ = a W - eta M~, a = 1 - eta lambda:
+
+    W = q(W~);  E = W~ - W;  M = M~ + alpha E,  alpha = (1/eta)(1 - a / beta)
+
+Then z = W - c M, c = eta beta / (a - beta), moves as unrounded weights would, for any rounding (with
+lambda = 0, z - eta G each step). The coefficient is derived from that law, and Adam's form from putting the
+per-coordinate step eta / ((1 - beta_1^t)(sqrt(v_hat) + eps)) for eta: the paper's own listing was not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+from torch import Tensor
+
+from turnout.optim.adam import adam_moments, adam_state, check_betas
+from turnout.optim.base import (
+    Group,
+    ModuleOptimizer,
+    StatePolicy,
+    gradient_of,
+    in_turn,
+    state_dtype,
+    step_count,
+    zeros_for,
+)
+from turnout.optim.quantizers import Quantizer, quantizer_of
+from turnout.tasks.validation import check_count, check_number
+from turnout.wire.errors import ConfigError, unknown_name
+from turnout.wire.registry import register
+
+Rounding = Literal["sr", "rtn"]
+
+_FIRST: Final = "exp_avg"
+_SECOND: Final = "exp_avg_sq"
+_SCALE: Final = "scale"
+_RNG: Final = "rng_state"
+
+
+class _ECO(ModuleOptimizer):
+    """What both forms share: rounding and its generator, rounds.
+
+    Matrices are on the grid; parameters of fewer dimensions get the ordinary update (for `for_module`,
+    embeddings and the output layer too). A group may say with ``eco=True`` or ``False``.
+
+    Parameters
+    ----------
+    params
+        Parameters, or groups with settings of their own.
+    lr
+        eta.
+    weight_decay
+        Decoupled.
+    quantizer
+        "int2" to "int8", "fp8" (e4m3), both under an absmax scale, or a number: the step of a fixed grid. In
+        Python also a `Quantizer`.
+    rounding
+        "sr" (stochastic, unbiased) or "rtn" (to nearest).
+    block
+        Entries that share a scale; None is one scale per row.
+    error_feedback
+        Put the rounding error into the momentum; without it this is naive rounding, for comparison.
+    staleness
+        rho: kept momentum is multiplied by it for each round that a client missed.
+    seed
+        Seeds stochastic rounding.
+    generator
+        Used instead, if given; its device must be the parameters'.
+    foreach
+        One kernel for all tensors of a group where that is possible; None decides by device.
+    """
+
+    split_key: ClassVar[tuple[str, Any, Any]] = ("eco", True, False)
+    group_state: ClassVar[tuple[str, ...]] = (_RNG,)
+    seeding: ClassVar[Literal["client"]] = "client"
+
+    def __init__(
+        self, params: Iterable[Any], defaults: Group, seed: int, generator: torch.Generator | None
+    ) -> None:
+        check_count("seed", seed, low=0)
+        super().__init__(params, {**defaults, "frozen_scales": False})
+        device = self.param_groups[0]["params"][0].device
+        if generator is None and device.type != "meta":
+            generator = torch.Generator(device).manual_seed(seed)
+        self._generator = generator
+
+    @classmethod
+    def advise(cls, policy: StatePolicy, options: Mapping[str, Any], local_steps: int | None) -> str | None:
+        """Refuse to reset with rounding to nearest, warn with stochastic rounding."""
+        if policy != "reset":
+            return None
+        lost = "optimizer_state='reset' loses the rounding error that the momentum is still to repay"
+        if options.get("rounding", "sr") == "rtn":
+            raise ConfigError(
+                f"{lost}, and with rounding='rtn' most small updates vanish; use optimizer_state='keep' or "
+                "'send', or rounding='sr'."
+            )
+        return f"{lost}, and the momentum itself; 'keep' makes it error feedback, 'send' is exact."
+
+    def check_group(self, group: Group) -> None:
+        """Check the hyperparameters, and make a quantizer of its name."""
+        super().check_group(group)
+        check_number("weight_decay", group["weight_decay"], low=0)
+        if group["rounding"] not in ("sr", "rtn"):
+            raise unknown_name("rounding", str(group["rounding"]), ("sr", "rtn"))
+        quantizer_of(group["quantizer"], group["block"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the rounding generator's in the first group."""
+        tree = super().state_dict()
+        if self._generator is not None:
+            tree["param_groups"][0][_RNG] = self._generator.get_state()
+        return tree
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, the generator's included."""
+        first, *others = state_dict["param_groups"]
+        rest = {key: value for key, value in first.items() if key != _RNG}
+        super().load_state_dict({**state_dict, "param_groups": [rest, *others]})
+        if self._generator is not None and _RNG in first:
+            self._generator.set_state(first[_RNG].cpu().to(torch.uint8))
+
+    def freeze_scales(self, frozen: bool = True) -> None:
+        """Keep (or, with False, fit anew at each step) the scales that the grids have now."""
+        for group in self.param_groups:
+            group["frozen_scales"] = frozen
+
+    def _round(self, group: Group, p: Tensor, wanted: Tensor) -> Tensor:
+        """Put ``wanted``, rounded, into ``p``; return what rounding took.
+
+        What lies beyond a frozen grid's end is cut off and not returned: it would pile up.
+        """
+        quantizer: Quantizer = quantizer_of(group["quantizer"], group["block"])
+        scale = self.state[p].get(_SCALE) if group["frozen_scales"] else None
+        if scale is None:
+            scale = quantizer.scale(wanted)
+        limit = quantizer.limit(scale)
+        if limit is not None:
+            wanted = wanted.clamp(-limit, limit)
+        noise = None
+        if group["rounding"] == "sr":
+            noise = torch.rand(
+                wanted.shape, dtype=wanted.dtype, device=wanted.device, generator=self._generator
+            )
+        rounded = quantizer.round(wanted, scale, noise)
+        if scale is not None:
+            self.state[p][_SCALE] = scale
+        p.copy_(rounded)
+        return wanted - rounded
+
+    @torch.no_grad()
+    def begin_round(self, missed_rounds: int = 0, steps: int = 1) -> None:
+        """Put received weights onto the grid, what that takes into the momentum; fade stale momentum first.
+
+        z stays, so that what a client sends over the rounds plus what its momentum still holds is the sum of
+        its gradients' steps.
+        """
+        for group in self.param_groups:
+            for p in group["params"] if group["eco"] else ():
+                state = self.state[p]
+                if missed_rounds and _FIRST in state:
+                    state[_FIRST].mul_(group["staleness"] ** missed_rounds)
+                error = self._round(group, p, p.to(state_dtype(p)))
+                if group["error_feedback"] and group["lr"] > 0:
+                    self._repay_at_start(group, p, error)
+
+    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
+        """Put the error of the first rounding of a round into the momentum."""
+        raise NotImplementedError
+
+
+def _coefficient(group: Group, beta: float) -> float:
+    """Return ``1 - a / beta``."""
+    return 1.0 - (1.0 - group["lr"] * group["weight_decay"]) / beta
+
+
+@register("eco-sgd", kind="optimizer", paper="2601.22101")
+class ECOSGD(_ECO):
+    """Momentum SGD on quantized weights, without a full-precision copy (ECO).
+
+    Parameters
+    ----------
+    momentum
+        beta, above 0: the momentum is what carries the error.
+    ema
+        Momentum is ``beta M + (1 - beta) G``; without, ``beta M + G``.
+    """
+
+    carried: ClassVar[tuple[str, ...]] = (_FIRST,)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        quantizer: str | float | Quantizer = "int8",
+        rounding: Rounding = "sr",
+        block: int | None = None,
+        ema: bool = True,
+        error_feedback: bool = True,
+        staleness: float = 1.0,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "quantizer": quantizer,
+            "rounding": rounding,
+            "block": block,
+            "ema": ema,
+            "error_feedback": error_feedback,
+            "staleness": staleness,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, seed, generator)
+
+    def check_group(self, group: Group) -> None:
+        """Check the hyperparameters."""
+        super().check_group(group)
+        check_number("momentum", group["momentum"], low=0, high=1, open_low=True, open_high=True)
+        check_number("staleness", group["staleness"], low=0, high=1)
+
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        """Take one step."""
+        for p in params:
+            if _FIRST not in self.state[p]:
+                self.state[p] |= {"step": step_count(), _FIRST: zeros_for(p)}
+            self.state[p]["step"] += 1
+        lr, beta = group["lr"], group["momentum"]
+        a = 1.0 - lr * group["weight_decay"]
+        for some in in_turn(params, group["foreach"]):
+            buffers = [self.state[p][_FIRST] for p in some]
+            torch._foreach_mul_(buffers, beta)
+            gradients = [gradient_of(p) for p in some]
+            torch._foreach_add_(buffers, gradients, alpha=1.0 - beta if group["ema"] else 1.0)
+            if lr == 0:
+                continue
+            for p, M in zip(some, buffers, strict=True):
+                W = p.to(state_dtype(p))
+                wanted = (W if a == 1.0 else W * a).add(M, alpha=-lr)
+                if not group["eco"]:
+                    p.copy_(wanted)
+                    continue
+                error = self._round(group, p, wanted)
+                if group["error_feedback"]:
+                    M.add_(error, alpha=_coefficient(group, beta) / lr)
+
+    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
+        if _FIRST not in self.state[p]:
+            self.state[p] |= {"step": step_count(), _FIRST: zeros_for(p)}
+        self.state[p][_FIRST].add_(error, alpha=_coefficient(group, group["momentum"]) / group["lr"])
+
+
+@register("eco-adamw", kind="optimizer", paper="2601.22101")
+class ECOAdamW(_ECO):
+    """AdamW on quantized weights, without a full-precision copy (ECO).
+
+    The error never enters the second moment. The law of `ECOSGD` holds exactly while the second moment and
+    the bias correction stand still, else up to their relative change per step.
+
+    Parameters
+    ----------
+    betas
+        beta_1, above 0, and beta_2.
+    eps
+        Added to the root of the second moment.
+    """
+
+    carried: ClassVar[tuple[str, ...]] = (_FIRST, _SECOND)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        quantizer: str | float | Quantizer = "int8",
+        rounding: Rounding = "sr",
+        block: int | None = None,
+        error_feedback: bool = True,
+        staleness: float = 1.0,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "quantizer": quantizer,
+            "rounding": rounding,
+            "block": block,
+            "error_feedback": error_feedback,
+            "staleness": staleness,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, seed, generator)
+
+    def check_group(self, group: Group) -> None:
+        """Check the hyperparameters."""
+        super().check_group(group)
+        check_betas("betas", group["betas"])
+        if group["betas"][0] == 0:
+            raise ConfigError(
+                "betas[0]=0 leaves no momentum that could carry the error; use a number above 0."
+            )
+        check_number("eps", group["eps"], low=0)
+        check_number("staleness", group["staleness"], low=0, high=1)
+
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        """Take one step."""
+        gradients = [gradient_of(p) for p in params]
+        for p, g in zip(params, gradients, strict=True):
+            if _FIRST not in self.state[p]:
+                self.state[p] |= adam_state(g)
+        lr = group["lr"]
+        a = 1.0 - lr * group["weight_decay"]
+        for some in in_turn(params, group["foreach"]):
+            denominators, sizes = adam_moments(
+                [gradient_of(p) for p in some],
+                [self.state[p] for p in some],
+                lr=lr,
+                betas=group["betas"],
+                eps=group["eps"],
+            )
+            if lr == 0:
+                continue
+            for p, denominator, size in zip(some, denominators, sizes, strict=True):
+                W, m = p.to(state_dtype(p)), self.state[p][_FIRST]
+                wanted = (W if a == 1.0 else W * a).addcdiv(m, denominator, value=-size)
+                if not group["eco"]:
+                    p.copy_(wanted)
+                    continue
+                error = self._round(group, p, wanted)
+                if group["error_feedback"]:
+                    m.addcmul_(error, denominator, value=_coefficient(group, group["betas"][0]) / size)
+
+    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
+        state = self.state[p]
+        if _FIRST not in state or not float(state["step"]):
+            return  # The size of a step is not known yet.
+        t, (beta_1, beta_2) = float(state["step"]), group["betas"]
+        denominator = (state[_SECOND] / (1 - beta_2**t)).sqrt_().add_(group["eps"])
+        size = group["lr"] / (1 - beta_1**t)
+        state[_FIRST].addcmul_(error, denominator, value=_coefficient(group, beta_1) / size)

@@ -1,0 +1,62 @@
+"""Experiment files of clients with each optimizer and with each way of handing on its state."""
+
+from __future__ import annotations
+
+CLIENTS = {
+    "auon": """
+optimizer = "auon"
+lr = 0.05
+optimizer_state = "send"
+""",
+    "hybrid-auon": """
+optimizer = "hybrid-auon"
+lr = 0.05
+optimizer_options = { ns_steps = 1 }
+""",
+    "classp": """
+optimizer = "classp"
+lr = 0.1
+optimizer_state = "keep"
+optimizer_options = { threshold = 1e-7 }
+""",
+    "eco-sgd": """
+optimizer = "eco-sgd"
+lr = 0.3
+optimizer_state = "keep"
+optimizer_options = { rounding = "rtn" }
+""",
+    "eco-adamw": """
+optimizer = "eco-adamw"
+lr = 0.01
+optimizer_state = "send"
+optimizer_options = { quantizer = "int4" }
+""",
+    "frugal": """
+optimizer = "frugal"
+lr = 0.01
+optimizer_state = "send"
+optimizer_options = { projector = "columns", update_gap = 4 }
+""",
+}
+"""The ``[client]`` options of each registered optimizer."""
+
+EXPERIMENT = """
+[run]
+rounds = {rounds}
+[task]
+name = "digits"
+num_clients = 6
+min_examples = 1
+[client]
+batch_size = 16
+local_steps = 5
+{client}
+[participation]
+model = "bernoulli"
+probabilities = 0.8
+"""
+
+
+def experiment(client: str, rounds: int = 4) -> str:
+    """Return the experiment file with these client options."""
+    return EXPERIMENT.format(client=client, rounds=rounds)

@@ -1,0 +1,9 @@
+"""What the optimizers' tests share: the table of them, small models, and how one is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "fleet")]
