@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,9 +47,10 @@ class Perturbed:
                 tensor.copy_(saved)
 
 
-def _fill(tensor: Tensor, operation: object, first: Tensor, *others: Tensor, alpha: float) -> None:
+def _fill(
+    tensor: Tensor, operation: Callable[..., Tensor], first: Tensor, *others: Tensor, alpha: float
+) -> None:
     """Set ``tensor`` to ``operation(first, *others, alpha=alpha)``, in place where its memory allows it."""
-    assert callable(operation)
     if tensor.is_contiguous():
         operation(first, *others, alpha=alpha, out=tensor.view(first.shape))
     else:

@@ -172,7 +172,8 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
     means: dict[str, dict[float, NDArray]] = {}
     for (method, lr, _, _), curve in zip(jobs, curves, strict=True):
         mine = means.setdefault(method.name, {})
-        mine[lr] = mine.get(lr, 0.0) + curve / sizes.seeds
+        share: NDArray = curve / sizes.seeds
+        mine[lr] = mine[lr] + share if lr in mine else share
     return StudyReport(
         SLUG,
         time.perf_counter() - started,

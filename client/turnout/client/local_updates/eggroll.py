@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord
 from turnout.client.flat_model import FlatModel
 from turnout.client.work import Outcome
 from turnout.optim.perturbed import Perturbed
+from turnout.tasks.task import Vector
 from turnout.tasks.validation import check_count
 from turnout.wire import keys
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
@@ -143,9 +144,7 @@ class _Memory:
         return after
 
 
-def _differences(
-    work: LocalRound, replica: Replica, first: int, pairs: int
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.float32]], float]:
+def _differences(work: LocalRound, replica: Replica, first: int, pairs: int) -> tuple[Vector, float]:
     """Return the pairs' fitness differences, finite and clipped, and the members' mean loss."""
     model, search = work.model, replica.search
     clip = work.number(keys.CLIP, positive=True)
@@ -195,7 +194,7 @@ def _count(work: LocalRound, key: str, low: int) -> int:
     return value
 
 
-def _needed(moment: np.ndarray | None) -> np.ndarray:
+def _needed(moment: Vector | None) -> Vector:
     if moment is None:
         raise ConfigError("the request brings a model without the optimizer's moments; it must send them.")
     return moment
