@@ -76,11 +76,13 @@ def test_clients_that_come_and_go_give_the_same_bits_on_every_executor(mode: str
         assert other.models == plain.models, executor
 
 
-def test_replicas_are_the_servers_model_to_the_bit() -> None:
-    states = run(make(base="adam", weight_decay=0.1))
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_replicas_are_the_servers_model_to_the_bit(rounds: int) -> None:
+    states = run(make(base="adam", weight_decay=0.1), rounds=rounds)
+    begun = states.reports[0].strategy.layout.flatten(task().initial_arrays()).tobytes()
     for client in range(N):
         kept = states.state(client)["turnout.eggroll.vectors"]
-        assert view(kept["theta"]).tobytes() == states.models[-2]
+        assert view(kept["theta"]).tobytes() == [begun, *states.models][-2]
     # One process works out a round once and all its clients share the result.
     shared = {view(states.state(c)["turnout.eggroll.vectors"]["theta"]).ctypes.data for c in range(N)}
     assert len(shared) == 1

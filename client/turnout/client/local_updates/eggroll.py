@@ -59,7 +59,7 @@ def eggroll(work: LocalRound) -> Outcome:
 
 def synchronised(work: LocalRound, search: Search) -> Replica | None:
     """Return the replica as it is at the start of the request's round; None when it cannot be had."""
-    model = work.model
+    model, memory = work.model, _Memory.of(work.model)
     source, moments = search.source(model.layout), keys.MOMENTS[: search.num_moments]
     if keys.ARRAYS in work.content:
         sent = [work.extra(name) for name in moments]
@@ -68,8 +68,7 @@ def synchronised(work: LocalRound, search: Search) -> Replica | None:
     if at is not None and all(name in kept for name in (_THETA, *moments)):
         replica = Replica(search, source, kept[_THETA], [kept[name] for name in moments])
     else:
-        model.load(work.task.initial_arrays())
-        replica, at = Replica.begin(search, source, model.vector()), 1
+        replica, at = memory.start(work, search), 1
         if replica.checksum() != work.config.get(keys.START_CHECKSUM):
             return None
     record = work.content.get(keys.SEED_LOG)
@@ -77,7 +76,7 @@ def synchronised(work: LocalRound, search: Search) -> Replica | None:
         raise LayoutError(
             f"the request brings neither a model nor a {keys.SEED_LOG!r}; the strategy must send one."
         )
-    return _replayed(_Memory.of(model), replica, at, work.server_round, read_log(record))
+    return _replayed(memory, replica, at, work.server_round, read_log(record))
 
 
 def _replayed(memory: _Memory, replica: Replica, at: int, now: int, log: list[LogEntry]) -> Replica | None:
@@ -125,11 +124,20 @@ class _Memory:
 
     def __init__(self) -> None:
         self._moves: deque[_Move] = deque(maxlen=_KEPT_ROUNDS)
+        self._start: Replica | None = None
 
     @classmethod
     def of(cls, model: FlatModel) -> _Memory:
         """Return the memory that belongs to ``model``, which one thread uses at a time."""
         return cls._all.setdefault(model, cls())
+
+    def start(self, work: LocalRound, search: Search) -> Replica:
+        """Return the replica of the task's initial model, one for all clients."""
+        if self._start is None or self._start.search != search:
+            work.model.load(work.task.initial_arrays())
+            source = search.source(work.model.layout)
+            self._start = Replica.begin(search, source, work.model.vector())
+        return self._start
 
     def moved(self, replica: Replica, entry: LogEntry) -> Replica:
         """Return ``replica`` after the round of ``entry``."""
