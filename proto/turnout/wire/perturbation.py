@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -82,7 +83,7 @@ def default_kind(shape: Sequence[int], rank: int | None, *, freeze_1d: bool) -> 
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Draws and adds up the perturbations of a model.
+    """Draws and adds up the perturbations of a model. Not for use by two threads at once.
 
     ``rank`` is r, for the tensors of kind ``lowrank``. Names must differ: parameters that are one tensor
     (tied weights) are one entry, hence get one draw.
@@ -108,8 +109,7 @@ class NoiseSource:
 
     def draw(self, server_round: int, pair: int) -> list[Draw]:
         """Return the noise of one pair, per tensor."""
-        stream = _Stream(self.seed, self.noise)
-        return [self._draw(stream, tensor, server_round, pair) for tensor in self.tensors]
+        return [self._draw(tensor, server_round, pair) for tensor in self.tensors]
 
     def combine(self, server_round: int, pairs: NDArray, weights: NDArray) -> list[NDArray | None]:
         """Return ``sum_j weights[j] E_j`` over ``pairs`` per tensor, float64 in its shape; None where frozen.
@@ -118,12 +118,16 @@ class NoiseSource:
         """
         used = np.flatnonzero(weights)
         terms = [(int(pairs[i]), float(weights[i])) for i in used]
-        stream = _Stream(self.seed, self.noise)
-        return [self._combined(stream, tensor, server_round, terms) for tensor in self.tensors]
+        return [self._combined(tensor, server_round, terms) for tensor in self.tensors]
 
-    def _draw(self, stream: _Stream, tensor: PerturbedTensor, server_round: int, pair: int) -> Draw:
+    @cached_property
+    def _stream(self) -> _Stream:
+        return _Stream(self.seed, self.noise)
+
+    def _draw(self, tensor: PerturbedTensor, server_round: int, pair: int) -> Draw:
         if tensor.kind == "frozen":
             return None
+        stream = self._stream
         stream.begin(server_round, pair, tensor.name)
         if tensor.kind == "full":
             return stream.take(tensor.size)
@@ -131,7 +135,7 @@ class NoiseSource:
         return Factors(numbers[tensor.columns :], numbers[: tensor.columns])
 
     def _combined(
-        self, stream: _Stream, tensor: PerturbedTensor, server_round: int, terms: list[tuple[int, float]]
+        self, tensor: PerturbedTensor, server_round: int, terms: list[tuple[int, float]]
     ) -> NDArray | None:
         if tensor.kind == "frozen":
             return None
@@ -139,7 +143,7 @@ class NoiseSource:
         width = (tensor.rows + tensor.columns) * self.rank if low else tensor.size
         total = np.zeros((tensor.rows, tensor.columns) if low else tensor.size)
         for chunk in _chunks(terms, max(1, _CHUNK_NUMBERS // max(1, width))):
-            draws = [self._draw(stream, tensor, server_round, pair) for pair, _ in chunk]
+            draws = [self._draw(tensor, server_round, pair) for pair, _ in chunk]
             w = np.array([weight for _, weight in chunk])
             if low:
                 a = np.concatenate([draw.a for draw in draws if isinstance(draw, Factors)], 1, dtype=float)
