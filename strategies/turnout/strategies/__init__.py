@@ -6,6 +6,7 @@ from turnout.strategies.average_all import AverageAll
 from turnout.strategies.bo_rep import BORep
 from turnout.strategies.bo_rep_local_upper import BORepLocalUpper
 from turnout.strategies.dual_admm import DualADMM
+from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
 from turnout.strategies.fedau import FedAU
 from turnout.strategies.fedavg import FedAvg
@@ -25,6 +26,7 @@ from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 
 __all__ = [
+    "EGGROLL",
     "MIFA",
     "AverageAll",
     "BORep",
