@@ -141,7 +141,7 @@ def _conditions(seed: int) -> dict[str, float]:
     ratios = {}
     for method in (NSGDM, PAPER, HYBRID_1, HYBRID_5, MUON):
         module = perceptron(WIDTHS, seed)
-        weight = module[2].weight
+        weight: torch.Tensor = module.get_parameter("2.weight")
         optimizers = make_optimizers(method, module, 0.01)
         generator = torch.Generator().manual_seed(seed)
         before = weight
@@ -239,7 +239,7 @@ class Found:
             self.runs["digits", control, rate, 0].curve[: self.sizes.compared],
             strict=True,
         )
-        return max(abs(a - b) / max(b, 1e-3) for a, b in pairs)
+        return max(float(abs(a - b) / max(b, 1e-3)) for a, b in pairs)
 
 
 def _loss(run: Any) -> float:
