@@ -68,10 +68,12 @@ class AdaptedTask(Task):
     def load_shared_arrays(self, arrays: Mapping[str, Vector]) -> None:
         """Make models with these `shared_arrays` from now on. Raises `ConfigError` for others' ones."""
         self.model()
+        prototype = self._prototype
+        assert prototype is not None  # Just made.
         with building:
-            assert self._prototype is not None
-            adapted = Adapted.of(self._prototype)
-            adapted.load_shared_state({name: torch.tensor(array) for name, array in arrays.items()})
+            Adapted.of(prototype).load_shared_state(
+                {name: torch.tensor(array) for name, array in arrays.items()}
+            )
 
     def refreshed(self, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Vector]]:
         """Pick what is shared anew, from the weights of ``arrays``; return the model and the new state.
