@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
+from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
@@ -25,15 +26,19 @@ _MAX_METRIC_NAME: Final = 128
 
 @dataclass(slots=True)
 class Parcel:
-    """A checked reply. ``update`` and ``vectors`` live in the intake's buffers until the next `open`."""
+    """A checked reply. ``update`` and ``vectors`` live in the intake's buffers until the next `open`.
+
+    ``records`` are for the strategy to check.
+    """
 
     client: int
     update: NDArray
     peak: float
     norm: float
     num_examples: int
-    role: str
+    told: Instruction
     vectors: dict[str, NDArray]
+    records: dict[str, ArrayRecord]
     buffers: dict[str, NDArray] | None
     loss: float
     seconds: float
@@ -41,14 +46,26 @@ class Parcel:
 
     def reply(self, row: int) -> Reply:
         """Return what the strategy folds, for the client in ``row`` of the register."""
-        return Reply(row, self.update, self.num_examples, self.peak, self.role, self.vectors)
+        told = self.told
+        return Reply(
+            row,
+            self.update,
+            self.num_examples,
+            self.peak,
+            told.local_update,
+            self.vectors,
+            self.metrics,
+            self.records,
+            told,
+        )
 
 
 class Intake:
     """Checks the replies of one round against the layout and against what was asked.
 
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
-    over fresh memory takes several times as long as the check itself.
+    over fresh memory takes several times as long as the check itself. A reply may leave out
+    tensors of which ``unchanged`` says what they were when they were sent.
     """
 
     def __init__(
@@ -58,9 +75,14 @@ class Intake:
         cohort: Mapping[int, Instruction],
         server_round: int,
         buffers: dict[str, NDArray] | None = None,
+        *,
+        coordinates: Coordinates | None = None,
+        unchanged: ArrayRecord | None = None,
     ) -> None:
+        self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
+        self._unchanged = ArrayRecord() if unchanged is None else unchanged
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()
@@ -130,10 +152,14 @@ class Intake:
             client = _whole(metrics, keys.CLIENT_ID, -(2**63), 2**63 - 1)
         try:
             arrays = records_of(content, ArrayRecord)
-            update, peak, norm = self._vector(arrays, instruction)
-            vectors = {name: self._extra(name, arrays) for name in instruction.extras}
-            buffers = None
-            if self._layout.buffers and instruction.reply != "gradient":
+            vectors, records, buffers = dict[str, NDArray](), dict[str, ArrayRecord](), None
+            if instruction.reply == "records":
+                update, peak, norm = self._sent[:0], 0.0, math.nan
+                records = {name: self._record(name, arrays) for name in instruction.extras}
+            else:
+                update, peak, norm = self._vector(arrays, instruction)
+                vectors = {name: self._extra(name, arrays) for name in instruction.extras}
+            if self._layout.buffers and instruction.reply in ("update", "model"):
                 buffers = self._layout.buffers_of(arrays[keys.ARRAYS])
         except LayoutError as error:
             raise ReplyRejected("wrong-layout", str(error)) from error
@@ -145,8 +171,9 @@ class Intake:
             peak,
             norm,
             examples,
-            instruction.local_update,
+            instruction,
             vectors,
+            records,
             buffers,
             float(metrics.get(keys.TRAIN_LOSS, math.nan)),
             float(metrics.get(keys.TRAIN_SECONDS, math.nan)),
@@ -162,16 +189,24 @@ class Intake:
             raise LayoutError(
                 f"record {name!r} is missing; a {instruction.local_update!r} reply must have it."
             )
-        record = arrays[name]
+        record: Mapping[str, Array] = arrays[name]
+        if name == keys.ARRAYS:
+            record = {**self._unchanged, **record}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
+        vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
 
-    def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
+    @staticmethod
+    def _record(name: str, arrays: Mapping[str, ArrayRecord]) -> ArrayRecord:
         if name not in arrays:
             raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
-        vector = self._layout.flatten(arrays[name], with_buffers=False)
+        return arrays[name]
+
+    def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
+        vector = self._layout.flatten(self._record(name, arrays), with_buffers=False)
+        vector = self._coordinates.record_inside(name, vector)
         measured(vector, None, out := self._buffer(name), name)
         return out
 

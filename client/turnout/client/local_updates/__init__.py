@@ -8,7 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from turnout.client.local_updates import admm, anchor, dual_admm, dyn, miner, prox, scaffold, sgd
+from turnout.client.local_updates import (
+    admm,
+    anchor,
+    bo_rep,
+    bo_rep_local_upper,
+    dual_admm,
+    dyn,
+    eggroll,
+    field_space,
+    miner,
+    prox,
+    scaffold,
+    sgd,
+)
 from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 
@@ -21,13 +34,21 @@ LOCAL_MODELS: Final[dict[str, Callable[[Work], Vector]]] = {
     "dual-admm": dual_admm.local_model,
 }
 
+# Local updates that find their model themselves when the request brings none.
+OWN_START: Final = frozenset({"eggroll"})
+
 __all__ = [
     "LOCAL_MODELS",
+    "OWN_START",
     "LocalUpdate",
     "admm",
     "anchor",
+    "bo_rep",
+    "bo_rep_local_upper",
     "dual_admm",
     "dyn",
+    "eggroll",
+    "field_space",
     "miner",
     "prox",
     "scaffold",
