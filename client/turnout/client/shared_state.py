@@ -32,7 +32,9 @@ class SharedStates:
         does not fit the model.
         """
         config = content.get(keys.CONFIG)
-        digest = config.get(keys.SHARED_DIGEST) if isinstance(config, ConfigRecord) else None
+        if not isinstance(config, ConfigRecord):
+            return
+        digest = config.get(keys.SHARED_DIGEST)
         if not isinstance(digest, str):
             return
         given = content.get(keys.SHARED)
