@@ -44,9 +44,5 @@ def state_full_step(
     else:
         torch._foreach_mul_(moments, beta_1)
         torch._foreach_add_(moments, gradients)
-<<<<<<< HEAD
-=======
-        steps = tuple(moments)
->>>>>>> main
     for target, step in zip(targets, steps, strict=True):
         target.add_(step.to(target.dtype), alpha=-lr)
