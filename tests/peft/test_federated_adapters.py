@@ -158,6 +158,22 @@ def test_a_noisy_link_leaves_the_shared_state_alone() -> None:
     assert all(report.outcome == "ok" for report in made.strategy.reports)
 
 
+def test_layers_of_lift_can_be_chosen_and_picked_anew() -> None:
+    base = {"name": "lift", "r": 2, "filter_rank": 4, "update_interval": 2}
+    row = Row(
+        "ist", {"base": base, "n_update_ratio": 0.5, "target_modules": ["1", "3"]}, lambda o, i: 0, True
+    )
+    made = build(experiment(row))
+    digests = set()
+
+    def note(server_round: int, arrays: ArrayRecord) -> None:
+        digests.add(made.strategy.shared.digest)
+
+    made.strategy.start(made.grid, made.task.initial_arrays(), num_rounds=4, evaluate_fn=note)
+    assert all(report.outcome == "ok" for report in made.strategy.reports)
+    assert len(digests) == 3
+
+
 def test_what_a_refresh_changes_is_not_the_models_function() -> None:
     made, _ = lift_federation(update_interval=1)
     plain, _ = lift_federation()

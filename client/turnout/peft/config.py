@@ -91,6 +91,11 @@ class AdapterConfig(ABC):
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}
 
+    @property
+    def refresh_interval(self) -> int | None:
+        """Rounds after which the server picks the shared state anew; None for never."""
+        return None
+
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick what the layers share anew, from their present weights, where the method says so."""
 

@@ -103,6 +103,15 @@ class IstConfig(AdapterConfig):
         return self.adapter.aggregation
 
     @property
+    def refresh_interval(self) -> int | None:
+        """That of the adapters."""
+        return self.adapter.refresh_interval
+
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick what the adapters share anew."""
+        self.adapter.refresh(layers)
+
+    @property
     def shares(self) -> bool:  # type: ignore[override]
         """Whether the adapters do."""
         return self.adapter.shares

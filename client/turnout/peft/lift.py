@@ -59,6 +59,11 @@ class LiftConfig(AdapterConfig):
         """Return the adapter of ``base_layer``, its entries picked from the base's weight."""
         return Lift(base_layer, self, self.principal(weight_of(base_layer), name))
 
+    @property
+    def refresh_interval(self) -> int | None:
+        """``update_interval``."""
+        return self.update_interval
+
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick the principal entries anew, see `Lift.refresh`."""
         for name, layer in layers.items():

@@ -29,7 +29,7 @@ def couple(
     Raises `ConfigError` for a strategy that remembers vectors of clients while the shared state is to change:
     they would be about other entries.
     """
-    interval = getattr(config, "update_interval", None)
+    interval = config.refresh_interval
     # An estimator counts rounds; all other state is vectors of earlier rounds, here or with the clients.
     remembers = bool(strategy.carried_vectors) or any(name != "estimator" for name in strategy.state_names)
     if interval is not None and remembers:
