@@ -58,4 +58,5 @@ def test_what_holds_whatever_the_size() -> None:
     assert holds("hut", "within 10 % of")
     assert holds("hut", "keeps every zero")
     assert holds("ist", "a quarter of LoRA's bytes")
+    assert holds("tera", "make a change of rank 64")
     assert holds("tera", "bytes up per round")

@@ -165,7 +165,7 @@ def together(job: tuple[str, int, Sizes]) -> Outcome:
     task = StudentTask(
         lambda: transformer(seed, changed=False), x, y, lambda out, y: (out - y).square().mean(), CLIENTS
     )
-    config = config_of(arm, seed, mode="shared", interval=5) if arm in (IST, RST) else config_of(arm, seed)
+    config = config_of(arm, seed, mode="shared") if arm in (IST, RST) else config_of(arm, seed)
     done = federate(
         task, config, rounds=sizes.rounds, steps=10, lr=1e-2, optimizer="adam", batch_size=BATCH, seed=seed
     )
