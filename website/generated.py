@@ -17,6 +17,7 @@ from experiment_tables import (
     task_tables,
 )
 from flower_tables import engine_table, stock_table
+from optimizer_tables import optimizer_paper, optimizer_table, optimizer_tables
 from published import participation_rows, shown_file, study
 from strategy_tables import paper, strategy_table, strategy_tables
 
@@ -32,6 +33,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "flower-engines": engine_table,
     "flower-strategies": stock_table,
     "link-options": link_table,
+    "optimizer-options": optimizer_table,
+    "optimizer-paper": optimizer_paper,
+    "optimizers": optimizer_tables,
     "paper": paper,
     "participation-models": participation_tables,
     "participation-study": participation_rows,

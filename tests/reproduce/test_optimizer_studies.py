@@ -14,7 +14,9 @@ from turnout.reproduce import StudyReport, auon, classp, eco, frugal
 
 SMALL: dict[str, Callable[..., StudyReport]] = {
     "auon": lambda **told: auon.run(
-        sizes=auon.Sizes(steps=8, compared=8, seeds=1, regression_steps=8, timed=1), workers=1, **told
+        sizes=auon.Sizes(steps=8, compared=8, seeds=1, regression_steps=8, timed=1, timed_side=64),
+        workers=1,
+        **told,
     ),
     "classp": lambda **told: classp.run(
         sizes=classp.Sizes(epochs_a=1, epochs_b=1, seeds=1), workers=1, **told

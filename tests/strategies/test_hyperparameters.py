@@ -43,6 +43,7 @@ COMMON: dict[str, tuple[Any, ...]] = {
     "server_lr": (0, -0.1, NAN, INF, "1", None, True),
     "client_weights": ("equal", None, 1),
     "seed": (-1, 1.5, None, "0"),
+    "carried_vectors": ("momentum", ("m", "m"), (1,), ("",), None),
 }
 BILEVEL: dict[str, tuple[Any, ...]] = {
     "eta": (0, -1.0, NAN, "1"),
@@ -189,7 +190,14 @@ class TestShape:
     @pytest.mark.parametrize("kind", EVERY)
     def test_fields_are_keyword_only_and_documented_once(self, kind: type[StreamingStrategy]) -> None:
         common = {f.name for f in dataclasses.fields(StreamingStrategy)}
-        assert common == {"num_clients", "server_lr", "client_weights", "seed", "max_update_norm"}
+        assert common == {
+            "num_clients",
+            "server_lr",
+            "client_weights",
+            "seed",
+            "max_update_norm",
+            "carried_vectors",
+        }
         with pytest.raises(TypeError):
             kind(1)  # type: ignore[call-arg]
         own = [f.name for f in dataclasses.fields(kind) if f.name not in common]

@@ -48,7 +48,7 @@ def minibatches(
     remaining = epochs * -(-count // batch_size) if steps is None else steps
     while remaining > 0:
         order = torch.from_numpy(rng.permutation(count)).to(data.y.device)
-        for rows in order[: remaining * batch_size].split(gathered):
+        for rows in torch.split(order[: remaining * batch_size], gathered):
             x, y = data.x.index_select(0, rows), data.y.index_select(0, rows)
-            yield from zip(x.split(batch_size), y.split(batch_size), strict=True)
+            yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
         remaining -= -(-count // batch_size)

@@ -43,6 +43,6 @@ def state_full_step(
     else:
         torch._foreach_mul_(moments, beta_1)
         torch._foreach_add_(moments, gradients)
-        steps = moments
+        steps = tuple(moments)
     for target, step in zip(targets, steps, strict=True):
         target.add_(step.to(target.dtype), alpha=-lr)

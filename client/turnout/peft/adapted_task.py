@@ -68,8 +68,10 @@ class AdaptedTask(Task):
     def load_shared_arrays(self, arrays: Mapping[str, Vector]) -> None:
         """Make models with these `shared_arrays` from now on. Raises `ConfigError` for others' ones."""
         self.model()
+        prototype = self._prototype
+        assert prototype is not None  # Just made.
         with building:
-            Adapted.of(self._prototype).load_shared_state(
+            Adapted.of(prototype).load_shared_state(
                 {name: torch.tensor(array) for name, array in arrays.items()}
             )
 

@@ -60,7 +60,7 @@ class LoraConfig(AdapterConfig):
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:
+    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
         return ("lora_A", "lora_B", self.scale) if self.aggregation == "exact-svd" else None
 

@@ -112,6 +112,22 @@ class HyperRepresentation(BilevelTask, ImageTask):
         penalty = sum((tensor.square().sum() for tensor in own), start=own[0].new_zeros(()))
         return self.upper_loss(model, own, batch) + 0.5 * self.mu * penalty
 
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """Raise `ConfigError`: a representation has no loss without a head."""
+        raise ConfigError(
+            "task 'hyper-representation' is trained on two levels; use strategy.name = 'bo-rep'."
+        )
+
+    def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
+        """Return the metrics on one half of ``data`` under a head fitted to the other half."""
+        cut = (len(data) + 1) // 2
+        model.eval()
+        with torch.no_grad():
+            features = model(data.x)
+        head = fit_heads(features[None, :cut], data.y[None, :cut], self.classes, self.mu)[0]
+        judged = slice(cut if cut < len(data) else 0, None)
+        return self.metrics(features[judged] @ head[:-1] + head[-1], data.y[judged])
+
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Return accuracy and loss on test examples under heads fitted to ``support`` of them per client."""
         test = self.test_data()

@@ -35,8 +35,9 @@ def draw_layers(q: NDArray, count: int, generator: np.random.Generator) -> NDArr
 
 def centred_rewards(losses: NDArray) -> NDArray:
     """Return ``exp(-loss)`` of the probes, shape (K,), minus its mean."""
-    rewards = np.exp(-losses.astype(np.float64))
-    return rewards - rewards.mean()
+    rewards: NDArray = np.exp(-losses.astype(np.float64))
+    rewards -= rewards.mean()
+    return rewards
 
 
 def score_change(q: NDArray, probes: NDArray, losses: NDArray, score_lr: float) -> NDArray:

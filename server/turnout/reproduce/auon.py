@@ -55,9 +55,12 @@ class Sizes:
     seeds: int = 3
     regression_steps: int = 300
     timed: int = 10
+    timed_side: int = 1024
 
 
 FULL: Final = Sizes()
+Job = tuple[str, str, float, int, Sizes]
+"""What is measured, method, learning rate, seed, sizes."""
 
 
 class Momentum(torch.optim.Optimizer):
@@ -96,7 +99,7 @@ def make_optimizers(method: str, module: nn.Module, lr: float) -> Sequence[torch
     return [main, *adam]
 
 
-def measure(job: tuple[str, str, float, int, Sizes]) -> Any:
+def measure(job: Job) -> Any:
     """Return a run on the digits, the excess loss of the regression, or times and condition numbers."""
     kind, method, rate, seed, sizes = job
     with one_torch_thread():
@@ -105,7 +108,7 @@ def measure(job: tuple[str, str, float, int, Sizes]) -> Any:
             return train(make, rate, widths=WIDTHS, steps=sizes.steps, batch=64, seed=seed)
         if kind == "regression":
             return _regression(method, rate, seed, sizes.regression_steps)
-        return _conditions(seed) if kind == "conditions" else _seconds(sizes.timed)
+        return _conditions(seed) if kind == "conditions" else _seconds(sizes.timed, sizes.timed_side)
 
 
 def _regression(method: str, rate: float, seed: int, steps: int) -> float:
@@ -138,7 +141,7 @@ def _conditions(seed: int) -> dict[str, float]:
     ratios = {}
     for method in (NSGDM, PAPER, HYBRID_1, HYBRID_5, MUON):
         module = perceptron(WIDTHS, seed)
-        weight = module[2].weight
+        weight: torch.Tensor = module.get_parameter("2.weight")
         optimizers = make_optimizers(method, module, 0.01)
         generator = torch.Generator().manual_seed(seed)
         before = weight
@@ -156,9 +159,9 @@ def _conditions(seed: int) -> dict[str, float]:
     return ratios
 
 
-def _seconds(repeats: int) -> dict[str, float]:
-    """Return the shortest time of a step on one 1024 x 1024 matrix, all methods in turn."""
-    size, shortest = 1024, {}
+def _seconds(repeats: int, size: int) -> dict[str, float]:
+    """Return the shortest time of a step on one square matrix, all methods in turn."""
+    shortest = {}
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(size, size, generator=generator)
     methods = {}
@@ -180,16 +183,25 @@ def _seconds(repeats: int) -> dict[str, float]:
 def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int | None = None) -> StudyReport:
     """One number per tensor: AuON against normalised momentum, SGD, Muon and AdamW, all tuned."""
     started = time.perf_counter()
-    jobs: list[tuple[str, str, float, int, Sizes]] = [
-        (kind, method, rate, seed, sizes)
-        for seed in range(sizes.seeds)
+    jobs: list[Job] = [
+        (kind, method, rate, 0, sizes)
         for method, grid in GRIDS.items()
         for rate in grid
         for kind in ("digits", "regression")
     ]
     jobs += [("conditions", "", 0.0, 0, sizes), ("seconds", "", 0.0, 0, sizes)]
-    results = run_jobs(measure, jobs, what="a number per tensor", progress=progress, workers=workers)
-    found = Found({job[:4]: result for job, result in zip(jobs, results, strict=True)}, sizes)
+    results = run_jobs(measure, jobs, what="learning rates", progress=progress, workers=workers)
+    runs = {job[:4]: result for job, result in zip(jobs, results, strict=True)}
+    tuned = Found(runs, sizes)
+    jobs = [
+        (kind, method, tuned.rate(kind, method), seed, sizes)
+        for method in GRIDS
+        for kind in ("digits", "regression")
+        for seed in range(1, sizes.seeds)
+    ]
+    results = run_jobs(measure, jobs, what="other seeds", progress=progress, workers=workers) if jobs else []
+    runs |= {job[:4]: result for job, result in zip(jobs, results, strict=True)}
+    found = Found(runs, sizes)
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
@@ -209,19 +221,16 @@ class Found:
     runs: Mapping[tuple[str, str, float, int], Any]
     sizes: Sizes
 
-    def mean(self, kind: str, method: str, rate: float, what: Callable[[Any], float]) -> float:
-        """Return a figure averaged over the seeds."""
-        return mean(what(self.runs[kind, method, rate, seed]) for seed in range(self.sizes.seeds))
-
     def rate(self, kind: str, method: str) -> float:
-        """Return the best learning rate: of the final training loss, or the regression's."""
+        """Return the best learning rate for the first seed, by the final training loss."""
         read = _loss if kind == "digits" else float
-        rate: float = best({r: self.mean(kind, method, r, read) for r in GRIDS[method]})
+        rate: float = best({r: read(self.runs[kind, method, r, 0]) for r in GRIDS[method]})
         return rate
 
     def tuned(self, kind: str, method: str, what: Callable[[Any], float]) -> float:
-        """Return a figure at the best learning rate."""
-        return self.mean(kind, method, self.rate(kind, method), what)
+        """Return a figure at the best learning rate, averaged over the seeds."""
+        rate = self.rate(kind, method)
+        return mean(what(self.runs[kind, method, rate, seed]) for seed in range(self.sizes.seeds))
 
     def apart(self, ours: str, control: str, rate: float) -> float:
         """Return the largest relative distance of two curves of minibatch losses, over the first steps."""
@@ -230,7 +239,7 @@ class Found:
             self.runs["digits", control, rate, 0].curve[: self.sizes.compared],
             strict=True,
         )
-        return max(abs(a - b) / max(b, 1e-3) for a, b in pairs)
+        return max(float(abs(a - b) / max(b, 1e-3)) for a, b in pairs)
 
 
 def _loss(run: Any) -> float:
@@ -265,7 +274,8 @@ def _claims(found: Found) -> list[Claim]:
         text = f"{method}: the step is better conditioned than plain AuON's"
         claims.append(Claim(text, ratios[method], ratios[PAPER], ratios[method] < ratios[PAPER]))
     seconds = found.runs["seconds", "", 0.0, 0]
-    text = "a step on a 1024 x 1024 matrix: AuON takes less than half of Muon's time (seconds)"
+    side = found.sizes.timed_side
+    text = f"a step on a {side} x {side} matrix: AuON takes less than half of Muon's time (seconds)"
     claims.append(Claim(text, seconds[PAPER], seconds[MUON], seconds[PAPER] < 0.5 * seconds[MUON]))
     return claims
 
@@ -288,7 +298,7 @@ def _table(found: Found) -> Table:
     return Table.of(
         f"Digits, perceptron {'-'.join(map(str, WIDTHS))}, {found.sizes.steps} steps, and a regression of "
         f"condition number {CONDITION:g}, mean of {found.sizes.seeds} seeds, each at the best of six "
-        "learning rates; there are no reference figures",
+        "learning rates for the first; there are no reference figures",
         (
             "method",
             "training loss",
@@ -297,7 +307,7 @@ def _table(found: Found) -> Table:
             "regression",
             "lr of it",
             "s1/s64 of a step",
-            "ms per step, 1024^2",
+            f"ms per step, {found.sizes.timed_side}^2",
         ),
         rows,
     )
@@ -313,7 +323,7 @@ def _plot(found: Found, stem: Path) -> list[Path]:
         ("Newton-Schulz", "the hybrids and Muon", (HYBRID_1, HYBRID_5, MUON, ADAMW)),
     ):
         lines = [
-            Line(m, list(GRIDS[m]), [found.mean("digits", m, r, _loss) for r in GRIDS[m]]) for m in shown
+            Line(m, list(GRIDS[m]), [_loss(found.runs["digits", m, r, 0]) for r in GRIDS[m]]) for m in shown
         ]
         parts.append((heading, text, lines))
     return panels(

@@ -216,7 +216,7 @@ def _claims(central: Mapping[str, Row], federated: Mapping[str, Row], sizes: Siz
             rises,
         ),
         Claim(
-            "annealed, 1 bit: no worse than the best of straight-through, metaplastic, SGD, AdamW, EWC (tuned)",
+            "annealed, 1 bit: no worse than straight-through, metaplastic, SGD, AdamW and EWC (tuned)",
             annealed["binary"],
             best,
             annealed["binary"] >= best,
@@ -255,7 +255,7 @@ def _central_table(central: Mapping[str, Row], sizes: Sizes) -> Table:
     ]
     return Table.of(
         f"In one place: accuracy after {sizes.tasks} tasks of {sizes.epochs} epochs, {sizes.seeds} seeds. "
-        "Reference (an independent implementation, one seed): average with the weights' means / with 1-bit weights",
+        "Reference (an independent implementation, one seed): average with means / with 1-bit weights",
         (
             "method",
             *(f"task {t}" for t in range(1, sizes.tasks + 1)),

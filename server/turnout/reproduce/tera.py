@@ -142,7 +142,8 @@ def target_of(kind: str, seed: int) -> Tensor:
                     parameter.copy_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
             target = teacher.delta_weight()
         target = target / target.norm() + 0.1 / WIDTH * torch.randn(WIDTH, WIDTH, generator=generator)
-    return 8 * target / target.norm()
+    scaled: Tensor = 8 * target / target.norm()
+    return scaled
 
 
 def fit(job: tuple[str, str, float, int, Sizes]) -> Fit:

@@ -205,9 +205,12 @@ class StreamingStrategy(Algorithm, Strategy):
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
                 if self.partial_replies:
                     entries[keys.PARTIAL] = True
-                content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
+                content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
+                content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
                     content[name] = self.layout.record(self.coordinates.record_outside(name, vector))
+                for name, record in instruction.records.items():
+                    content[name] = record
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
             part.nodes.append(node)
         return list(parts.values())
@@ -294,10 +297,7 @@ class StreamingStrategy(Algorithm, Strategy):
             )
 
     def _close_round(
-        self,
-        server_round: int,
-        metrics: list[tuple[int, int, Mapping[str, float]]],
-        started: float,
+        self, server_round: int, metrics: list[tuple[int, int, Mapping[str, float]]], started: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.seconds["train"] = time.perf_counter() - started
         started = time.perf_counter()
