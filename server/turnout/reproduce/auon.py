@@ -141,10 +141,10 @@ def _conditions(seed: int) -> dict[str, float]:
     ratios = {}
     for method in (NSGDM, PAPER, HYBRID_1, HYBRID_5, MUON):
         module = perceptron(WIDTHS, seed)
-        weight: torch.Tensor = module.get_parameter("2.weight")
+        weight = list(module.parameters())[2]
         optimizers = make_optimizers(method, module, 0.01)
         generator = torch.Generator().manual_seed(seed)
-        before = weight
+        before: Tensor = weight.detach()
         for _ in range(10):
             x = torch.randn(64, 64, generator=generator)
             y = torch.randint(0, 10, (64,), generator=generator)
@@ -239,7 +239,7 @@ class Found:
             self.runs["digits", control, rate, 0].curve[: self.sizes.compared],
             strict=True,
         )
-        return max(float(abs(a - b) / max(b, 1e-3)) for a, b in pairs)
+        return float(max(abs(a - b) / max(b, 1e-3) for a, b in pairs))
 
 
 def _loss(run: Any) -> float:
