@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from turnout.peft import rank_pattern
 from turnout.peft.adalora import AdaLora, AdaLoraConfig
 from turnout.peft.attach import Adapted, attach
+from turnout.peft.bone import BoneConfig
 from turnout.peft.config import AdapterConfig
 from turnout.peft.hub_formats import IGNORED, RENAMED_TENSORS, UNUSED, HubFormat, format_named, format_of
 from turnout.wire.errors import ConfigError, DataError, LayoutError
@@ -121,6 +122,8 @@ def read_config(folder: str | Path) -> tuple[AdapterConfig, HubFormat]:
             )
     for name in [n for n, v in options.items() if v is None and known[n].default not in (None, MISSING)]:
         del options[name]  # "Not set", to them.
+    if options.get("init_weights") == "bat":  # Both are one type to them.
+        return BoneConfig(**options), form
     return form.config(**options), form
 
 
