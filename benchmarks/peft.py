@@ -1,7 +1,7 @@
 """Federated fine-tuning of MiniLM on VADER's four domains: every adapter, a linear head, full training.
 
     python benchmarks/peft.py [--only lora paca] [--out docs/results/peft.jsonl]
-    python benchmarks/peft.py --publish        # the table of docs/peft-benchmarks.md, from the figures
+    python benchmarks/peft.py --publish   # the table of docs/peft-benchmarks.md, from the figures
 
 Four silos (tweets, Amazon reviews, film reviews, editorials) with 800 sentences each, cut at 32 tokens. First
 a linear head is trained federatedly on frozen embeddings, 10 rounds of a local epoch: the row ``head``. Every
