@@ -7,6 +7,7 @@
 # make test-flower-next  what is used of Flower, against the newest version that can be had
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
+# make bench-flower a round on every engine, Flower's SuperLink and Ray beside Turnout's
 # make bench        the simulator beside other simulators, which it installs, and large federations
 # make page         the dashboard's page, where its sources have changed
 # make page-check   the page's types, unit tests and lock file, as CI does
@@ -27,7 +28,7 @@ UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help data-text
+.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -148,6 +149,11 @@ bench-study: $(READY) $(SYSTEM)
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)
 	@for name in latency throughput memory connections superlink; do $(BIN)/python benchmarks/fleet_$$name.py || exit 1; done
+
+# A round on every engine, Flower's in pairs with Turnout's parts; about half an hour.
+bench-flower: $(FLOWER)
+	$(BIN)/python benchmarks/flower_engines.py --clients 4
+	$(BIN)/python benchmarks/flower_engines.py --clients 10 --parameters 5000000
 
 # A thousand killed servers, and what else is too long for every change: see docs/reliability.md.
 chaos: $(READY)

@@ -270,7 +270,7 @@ def run_missing(names: Iterable[str], path: Path, seed: int) -> None:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Return the figures as a table, the most accurate method first; differences are to ``head``."""
     ordered = sorted(rows, key=lambda row: -row["accuracy"])
-    head = next(row["accuracy"] for row in ordered if row["method"] == "head")
+    head = next((row["accuracy"] for row in ordered if row["method"] == "head"), None)
     lines = [
         "| method | parameters that travel | up, KB | down, KB | accuracy, % | over `head` | tweets | Amazon "
         "| films | editorials | aggregation | CPU s | peak MB | kept for backward, MB | lr |",
@@ -283,7 +283,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             f"{row['up'] / 1000:,.1f}",
             f"{row['down'] / 1000:,.1f}",
             f"{100 * row['accuracy']:.1f}",
-            "" if row["method"] == "head" else f"{100 * (row['accuracy'] - head):+.1f}",
+            "" if head is None or row["method"] == "head" else f"{100 * (row['accuracy'] - head):+.1f}",
             *(f"{100 * row[f'accuracy_{name}']:.1f}" for name in ("tweets", "amazon", "movies", "nyt")),
             row["aggregation"],
             *(f"{row[name]:.0f}" for name in ("seconds", "peak_mb", "saved_mb")),

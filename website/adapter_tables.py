@@ -33,9 +33,10 @@ def adapter_tables(there: str = "peft/") -> str:
         form = format_of_class(config)
         theirs = f"`{form.peft_type}`" if form.in_peft else "–"
         summary = entry.summary.replace("|", "\\|")
-        lines.append(
-            f"| [`{entry.slug}`]({there}{entry.slug}.md) | {summary} | {config.aggregation} | {theirs} |"
-        )
+        averaging: object = config.aggregation
+        if isinstance(averaging, property):  # Depends on an option.
+            averaging = f"{config().aggregation}, by option"
+        lines.append(f"| [`{entry.slug}`]({there}{entry.slug}.md) | {summary} | {averaging} | {theirs} |")
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ def _option(name: str, parameter: inspect.Parameter) -> str:
 def engine_table() -> str:
     """Return what benchmarks/flower_engines.py wrote: seconds and memory per engine and size of model."""
     lines = (RESULTS / "flower-engines.jsonl").read_text(encoding="utf-8").splitlines()
-    results: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    results = _by_size([json.loads(line) for line in lines])
     sizes = [f"{result['parameters']:,} parameters, {result['clients']} clients" for result in results]
     head = ["| engine |", *(f" {size}: a round | the server's peak |" for size in sizes)]
     rows = ["".join(head), "| --- |" + " --- | --- |" * len(sizes)]
@@ -55,6 +55,17 @@ def engine_table() -> str:
         cells = [_cells(result["engines"].get(key)) for result in results]
         rows.append(f"| {words} |{''.join(cells)}")
     return "\n".join(rows)
+
+
+def _by_size(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one result per size: of several runs the least of each figure, as of the turns of a run."""
+    sizes: dict[tuple[int, int], dict[str, Any]] = {}
+    for run in runs:
+        known = sizes.setdefault((run["parameters"], run["clients"]), {**run, "engines": {}})["engines"]
+        for name, figures in run["engines"].items():
+            before = known.setdefault(name, figures)
+            known[name] = {key: min(value, before[key]) for key, value in figures.items()}
+    return list(sizes.values())
 
 
 def _cells(figures: dict[str, float] | None) -> str:

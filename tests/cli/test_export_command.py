@@ -52,7 +52,6 @@ def accuracy(model: torch.nn.Module) -> float:
     ("name", "options"),
     [
         ("lora", 'r = 4\naggregation = "exact-svd"'),
-        ("paca", "r = 8"),
         ("lift", "r = 4\nfilter_rank = 4\nupdate_interval = 2"),
     ],
 )

@@ -322,3 +322,28 @@ def test_federated_lora_on_the_real_minilm_learns():
         return sum(task.evaluate_model(model, task.client_data(k))["loss"] for k in range(4)) / 4
 
     assert loss(result.arrays) < loss(start) - 0.05
+
+
+@plays
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not list(cache_folder("models").glob("smollm2-*/model.safetensors")),
+    reason="needs SmolLM2-135M, converted by a first run of shakespeare-lm with model = 'smollm2'",
+)
+def test_smollm2_knows_its_capital_and_takes_adapters():
+    from tokenizers import Tokenizer
+
+    from turnout.peft import AdaptedTask, LoraConfig
+    from turnout.tasks.pretrained import smollm2
+
+    task = ShakespeareLm(play="macbeth", model="smollm2", num_clients=2, test_examples=2)
+    adapted = AdaptedTask(task, LoraConfig())
+    start = adapted.initial_arrays()
+    assert ParameterLayout.from_arrays(start).size == 460_800
+    tokenizer = Tokenizer.from_file(str(smollm2.converted() / "tokenizer.json"))
+    ids = tokenizer.encode("The capital of France is", add_special_tokens=False).ids
+    model = adapted.loaded_model(start)
+    with torch.no_grad():
+        assert tokenizer.decode([int(model(torch.tensor([ids]))[0, -1].argmax())]).strip() == "Paris"
+    assert 4 < adapted.evaluate(start)["loss"] < 6

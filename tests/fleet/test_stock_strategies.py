@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from turnout.server.fleet import FleetGrid, FleetServer
 from turnout.simulation import LocalGrid
-from turnout.strategies.stock import StockStrategy
+from turnout.strategies import StockStrategy
 from turnout.wire import ConfigError, view
 from turnout.wire.flower import request
 

@@ -42,6 +42,7 @@ class NodeGrid(Grid):
         self.nodes: dict[int, int] = {}
         self.lost: set[int] = set()
         self.configs: dict[int, dict[str, int | str]] = {}
+        self.run_config: dict[str, bool | float | int | str] = {}
         self.refusing = False
         for client in clients:
             self.connect(client)
@@ -110,7 +111,9 @@ class NodeGrid(Grid):
             answer.metadata.__dict__["_src_node_id"] = SUPERLINK
             return answer
         config = self.configs.get(client, {"partition-id": client})
-        context = new_context(node_id=node, node_config=config, state=self._states[node])
+        context = new_context(
+            node_id=node, node_config=config, run_config=self.run_config, state=self._states[node]
+        )
         try:
             answer = self._app(message, context)
         except Exception as error:

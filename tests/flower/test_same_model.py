@@ -18,7 +18,7 @@ from turnout.experiment.flower_app import experiment_of
 from turnout.server import RunStore
 from turnout.simulation.run import simulate
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 
 APP = Path(__file__).resolve().parents[2] / "examples/flower"
 EXPERIMENT = APP / "turnout_flower/experiment.toml"

@@ -16,8 +16,7 @@ from turnout.experiment import Experiment
 from turnout.server import RunStore
 from turnout.simulation import Bernoulli, LocalGrid
 from turnout.simulation.run import simulate
-from turnout.strategies import FedAU
-from turnout.strategies.stock import StockStrategy
+from turnout.strategies import FedAU, StockStrategy
 from turnout.wire import CheckpointError, ConfigError, as_array, view
 
 N = 5
@@ -114,6 +113,24 @@ def test_an_interrupted_run_ends_with_the_same_model(tmp_path: Path) -> None:
 def test_bad_options_are_refused_by_name(strategy: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         experiment(tmp_path, strategy)
+
+
+def test_what_only_our_strategies_do_is_refused(tmp_path: Path) -> None:
+    fedadam = {"name": "flwr:FedAdam"}
+    client = {"optimizer": "adam", "optimizer_state": "send", "local_steps": 1}
+    sending = experiment(tmp_path, fedadam, client=client)
+    with pytest.raises(ConfigError, match=r"flwr:FedAdam averages nothing but the model.*optimizer_state"):
+        simulate(sending, plots=False)
+    exact = experiment(tmp_path, fedadam, peft={"name": "lora", "r": 2, "aggregation": "exact-svd"})
+    with pytest.raises(ConfigError, match="exact-svd"):
+        simulate(exact, plots=False)
+
+
+def test_adapters_are_averaged_by_stock_strategies(tmp_path: Path) -> None:
+    chosen = experiment(tmp_path, {"name": "flwr:FedAdam", "eta": 0.01}, peft={"name": "lora", "r": 2})
+    summary = simulate(chosen, plots=False)
+    with RunStore(tmp_path) as store:
+        assert {row.outcome for row in store.client_rows(summary.run_id)} == {"ok"}
 
 
 def test_variants_compare_stock_strategies_with_ours(tmp_path: Path) -> None:

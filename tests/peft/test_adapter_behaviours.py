@@ -244,3 +244,17 @@ def test_impossible_choices_of_layers(options: dict[str, object], message: str) 
     attach(module, ROWS[0].config)
     with pytest.raises(ConfigError, match="adapters already"):
         attach(module, ROWS[0].config)
+
+
+def test_torchs_own_transformer_uses_the_adapters_in_evaluation_too() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    with pytest.raises(ConfigError, match="never calls"):
+        attach(layer, ROWS[0].config.__class__(target_modules=("out_proj",)))
+    adapted = attach(layer, ROWS[0].config)
+    assert set(adapted.layers) == {"linear1", "linear2"}
+    shake(adapted, scale=0.5)
+    x = torch.randn(2, 3, 16)
+    trained = layer(x)
+    layer.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), trained)

@@ -196,3 +196,21 @@ def test_a_hostile_mask_is_not_looked_at() -> None:
 def test_a_schedule_in_steps_needs_local_steps(adapter: str) -> None:
     with pytest.raises(ConfigError, match=r"client\.local_steps is not set"):
         federation(adapter, local_steps="none", local_epochs=1)
+
+
+def test_a_noisy_link_and_partial_replies_go_together() -> None:
+    made = build(
+        Experiment.from_dict(
+            {
+                "run": {"rounds": ROUNDS, "seed": 2},
+                "task": {"name": "digits", "num_clients": CLIENTS, "alpha": 0.5},
+                "peft": {"name": "tera"},
+                "client": {"local_steps": 1, "lr": 1e-30},  # No step is large enough to change a number.
+                "link": {"name": "noisy", "sigma_up": 0.01},
+            }
+        )
+    )
+    counted = Counted(made)
+    trained = start(made)
+    assert 1 in {len(reply) for reply in counted.replies}
+    assert np.isfinite(trained.x).all()

@@ -138,6 +138,7 @@ def test_folders_of_the_old_name_of_miss_are_read(tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ({"use_dora": True}, ConfigError, "use_dora=True"),
+        ({"init_lora_weights": "pissa"}, ConfigError, "init_lora_weights='pissa'"),
         ({"rank_pattern": {"query": 2}}, ConfigError, "rank_pattern"),
         ({"peft_type": "LOAR"}, ConfigError, "Did you mean 'LORA'"),
         ({"peft_type": None}, DataError, "peft_type is missing"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnout.reproduce import StudyReport, fedamd, fedau, fedstale, rerce_fed_admm
+from turnout.reproduce import StudyReport, eggroll, fedamd, fedau, fedstale, rerce_fed_admm
 from turnout.reproduce.admm_clients import AdmmClients, Channel, weak
 from turnout.reproduce.drive import drive
 from turnout.strategies import FedStale, RerceFed
@@ -30,6 +30,9 @@ SMALL: dict[str, Callable[..., StudyReport]] = {
         ),
         workers=1,
         **told,
+    ),
+    "eggroll": lambda **told: eggroll.run(
+        sizes=eggroll.Sizes(rounds=15, seeds=1, pairs=4, batch=16), workers=1, **told
     ),
     "fedamd": lambda **told: fedamd.run(sizes=fedamd.Sizes(rounds=120, seeds=1), workers=1, **told),
     "fedau": lambda **told: fedau.run(

@@ -324,3 +324,12 @@ class TestWholeOrNotAtAll:
         monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b))[1])
         save_checkpoint(path, {"x": np.ones(3)})
         assert events == ["fsync", "replace", "fsync"]
+
+
+def test_one_piece_of_memory_is_written_once(path: Path) -> None:
+    model = np.arange(1000, dtype=np.float32)
+    clients = {str(i): [["theta", model.view()]] for i in range(10)}
+    parts = {"x": model, "clients": clients, "front": model[:500], "matrix": model.reshape(10, 100)}
+    save_checkpoint(path, parts)
+    assert path.stat().st_size < 4 * 4000
+    assert_same(load_checkpoint(path), parts)

@@ -19,7 +19,7 @@ from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
-from turnout.client.local_updates import LOCAL_MODELS, LocalUpdate
+from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.shared_state import SharedStates
@@ -148,6 +148,8 @@ class Trainer:
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content))
+        for key, record in outcome.records.items():
+            content[key] = record
         content[keys.METRICS] = MetricRecord(
             {
                 keys.NUM_EXAMPLES: len(work.data),
@@ -205,7 +207,8 @@ class Trainer:
         asked = self.asked(content)
         model = self._model()
         self._shared.apply(content, context, model)
-        model.load(_arrays(content))
+        if asked.local_update not in OWN_START or keys.ARRAYS in content:
+            model.load(_arrays(content))
         return LocalRound(
             client=client,
             server_round=asked.server_round,
@@ -278,10 +281,17 @@ class Trainer:
 
 
 def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
-    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``."""
-    for spec in layout.tensors:
-        if np.array_equal(view(sent[spec.name]), view(received[spec.name])):
-            del sent[spec.name]
+    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
+
+    One stays if all are: a model without parameters is none.
+    """
+    same = [
+        spec.name
+        for spec in layout.tensors
+        if np.array_equal(view(sent[spec.name]), view(received[spec.name]))
+    ]
+    for name in same[len(same) == len(layout.tensors) :]:
+        del sent[name]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

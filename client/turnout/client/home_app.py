@@ -44,8 +44,8 @@ class HomeApp(ClientApp):
         """Answer ``message`` as the app does. Raises what it raises, `ConfigError` for a bad node config."""
         client = client_of(context)
         if message.metadata.message_type == IDENTITY:
-            known = {} if client is None else {keys.CLIENT_ID: client}
-            return Message(RecordDict({keys.METRICS: MetricRecord(known)}), reply_to=message)
+            known = MetricRecord() if client is None else MetricRecord({keys.CLIENT_ID: client})
+            return Message(RecordDict({keys.METRICS: known}), reply_to=message)
         if client is not None:
             context.node_config.setdefault(_PARTITION_ID, client)
         state_dir = self.state_dir or context.node_config.get(_STATE_DIR)

@@ -106,7 +106,7 @@ class LocalRound(Work):
         for start in range(0, len(y), chunk):
             piece = slice(start, start + chunk)
             loss = self.task.loss(model.module(model.inputs(x[piece])), y[piece]) * (len(y[piece]) / len(y))
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss if start else model.parts.penalty(loss))
             total += loss.detach()
         if self.options.weight_decay:
             self._add_weight_decay()

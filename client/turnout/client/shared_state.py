@@ -32,15 +32,16 @@ class SharedStates:
         does not fit the model.
         """
         config = content.get(keys.CONFIG)
-        digest = config.get(keys.SHARED_DIGEST) if isinstance(config, ConfigRecord) else None
+        if not isinstance(config, ConfigRecord):
+            return
+        digest, given = config.get(keys.SHARED_DIGEST), content.get(keys.SHARED)
         if not isinstance(digest, str):
             return
-        given = content.get(keys.SHARED)
-        if digest not in self._known or (isinstance(given, ArrayRecord) and config.get(keys.KEEP_SHARED)):
-            record = given if isinstance(given, ArrayRecord) else context.state.get(_KEPT)
-            self._learn(digest, record)
-            if config.get(keys.KEEP_SHARED) and isinstance(given, ArrayRecord):
-                context.state[_KEPT] = given
+        keep = bool(config.get(keys.KEEP_SHARED)) and isinstance(given, ArrayRecord)
+        if digest not in self._known or keep:
+            self._learn(digest, given if isinstance(given, ArrayRecord) else context.state.get(_KEPT))
+        if keep and given is not None:
+            context.state[_KEPT] = given
         if model.shared_digest != digest:
             state = {name: torch.tensor(array) for name, array in self._known[digest].items()}
             Adapted.of(model.module).load_shared_state(state)

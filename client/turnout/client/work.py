@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from turnout.client.options import TrainOptions
@@ -27,12 +27,14 @@ class Outcome:
     """What a local update sends back: named vectors, and the mean loss it saw on its way.
 
     The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``metrics``
-    are further numbers to send beside those of every reply.
+    are further numbers to send beside those of every reply. ``records`` are no vectors of the model's size;
+    they are sent as they are.
     """
 
     vectors: dict[str, Tensor | Vector]
     train_loss: float | Vector
     metrics: dict[str, float] = field(default_factory=dict)
+    records: dict[str, ArrayRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

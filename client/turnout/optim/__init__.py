@@ -20,6 +20,7 @@ from turnout.optim.binary_fields import (
 from turnout.optim.bo_rep import BORep
 from turnout.optim.classp import CLASSP
 from turnout.optim.eco import ECOSGD, ECOAdamW
+from turnout.optim.eggroll import EGGROLL
 from turnout.optim.field_space_continual import FieldOptimizer, annealed, field_groups
 from turnout.optim.frugal import FRUGAL
 from turnout.optim.hypergradient import Hypergradient, descend_lower, hypergradient, refine_lower
@@ -36,6 +37,7 @@ from turnout.optim.roles import parameter_roles
 __all__ = [
     "CLASSP",
     "ECOSGD",
+    "EGGROLL",
     "FRUGAL",
     "AuON",
     "BORep",

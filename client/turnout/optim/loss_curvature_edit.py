@@ -133,7 +133,8 @@ def _edited(weight: Tensor, inputs: Tensor, gradients: Tensor, rho: float) -> Te
     mask = torch.zeros_like(mass).reshape(-1)
     mask[order[:kept]] = 1
     coefficients = (basis_g.T @ weight @ basis_a) * mask.reshape(mass.shape)
-    return basis_g @ coefficients @ basis_a.T
+    edited: Tensor = basis_g @ coefficients @ basis_a.T
+    return edited
 
 
 @contextmanager

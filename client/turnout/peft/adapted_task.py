@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turnout.peft.attach import Adapted, attach
 from turnout.peft.config import AdapterConfig
 from turnout.tasks.task import ClientData, Task, Vector, building
-from turnout.tasks.travelling import copy_sharing_frozen
+from turnout.tasks.travelling import copy_sharing_frozen, travelling
 from turnout.wire.arrays import as_array
 
 
@@ -68,8 +68,10 @@ class AdaptedTask(Task):
     def load_shared_arrays(self, arrays: Mapping[str, Vector]) -> None:
         """Make models with these `shared_arrays` from now on. Raises `ConfigError` for others' ones."""
         self.model()
+        prototype = self._prototype
+        assert prototype is not None  # Just made.
         with building:
-            Adapted.of(self._prototype).load_shared_state(
+            Adapted.of(prototype).load_shared_state(
                 {name: torch.tensor(array) for name, array in arrays.items()}
             )
 
@@ -83,8 +85,8 @@ class AdaptedTask(Task):
         shared = {name: tensor.numpy().copy() for name, tensor in adapted.shared_state().items()}
         self.load_shared_arrays(shared)
         record = ArrayRecord()
-        for name, tensor in adapted.trainable_state_dict().items():
-            record[name] = as_array(tensor.numpy().copy())
+        for name, tensor in travelling(adapted.module).items():
+            record[name] = as_array(tensor.detach().numpy().copy())
         return record, shared
 
     def client_data(self, client: int) -> ClientData:

@@ -147,6 +147,10 @@ def attach(module: nn.Module, config: AdapterConfig) -> Adapted:
     for name, part in saved.items():
         _train_whole(part)
         travels |= {f"{name}.{key}" for key in part.state_dict(keep_vars=True)}
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoderLayer):
+            # In evaluation it would go past its linear layers, by their weights, for these two activations.
+            part.activation_relu_or_gelu = 0
     trained = {id(inner) for part in saved.values() for inner in part.modules()}
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in trained:

@@ -56,6 +56,8 @@ class AdapterConfig(ABC):
     svd_factors: ClassVar[tuple[str, str, float] | None] = None
     """Names of the factors A and B and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    shares: ClassVar[bool] = False
+    """Whether layers have a shared state that the server must hand out."""
 
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
@@ -88,6 +90,11 @@ class AdapterConfig(ABC):
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters of all ``targets``; methods that share something among layers override it."""
         return {name: self.layer(name, base, self.generator(name)) for name, base in targets.items()}
+
+    @property
+    def refresh_interval(self) -> int | None:
+        """Rounds after which the server picks the shared state anew; None for never."""
+        return None
 
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick what the layers share anew, from their present weights, where the method says so."""

@@ -66,8 +66,8 @@ IGNORED: Final = frozenset(
 # The old name of MiSS, with its tensors' old prefix.
 RENAMED_TYPES: Final = {"BONE": "MISS"}
 RENAMED_TENSORS: Final = {"bone_block": "miss_block"}
-# AdaLoRA inherits LoRA's fields and does not use these.
-UNUSED: Final = {"ADALORA": frozenset({"r", "init_lora_weights", "use_rslora"})}
+# AdaLoRA inherits LoRA's fields and does not use these; its pattern is read with the tensors.
+UNUSED: Final = {"ADALORA": frozenset({"r", "init_lora_weights", "use_rslora", "rank_pattern"})}
 
 
 def format_of(config: AdapterConfig) -> HubFormat:

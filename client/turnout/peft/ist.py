@@ -56,7 +56,7 @@ class IstConfig(AdapterConfig):
     suppression
         Factor on the damped layers' changes.
     interval
-        Steps of a local training between probes.
+        Steps between probes; from the second round on, a local training begins with one.
     """
 
     base: Mapping[str, Any] = field(default_factory=lambda: {"name": "lora"})
@@ -101,6 +101,20 @@ class IstConfig(AdapterConfig):
     def aggregation(self) -> Aggregation:  # type: ignore[override]
         """That of the adapters."""
         return self.adapter.aggregation
+
+    @property
+    def refresh_interval(self) -> int | None:
+        """That of the adapters."""
+        return self.adapter.refresh_interval
+
+    def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Pick what the adapters share anew."""
+        self.adapter.refresh(layers)
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Whether the adapters do."""
+        return self.adapter.shares
 
     @property
     def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
@@ -157,16 +171,19 @@ class Ist(Companion, TrainingPart):
         self._generator = np.random.default_rng(config.seed)
         self._training = False
         self._step = 0
+        self._round = 1
         self._chosen: Iterable[int] = ()
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Seed the client's draws of this round."""
         self._generator = np.random.default_rng([*seed, self.config.seed, 1])
-        self._step, self._training = 0, True
+        self._step, self._round, self._training = 0, server_round, True
 
     def before_step(self, loss: Callable[[], Tensor]) -> None:
         """Probe, every ``interval`` steps, and choose the layers of the step."""
-        if self._step and self._step % self.config.interval == 0 and self.config.score_lr:
+        # Of the whole run, only the very first step has nothing to damp.
+        begun = self._step > 0 or self._round > 1
+        if begun and self._step % self.config.interval == 0 and self.config.score_lr:
             self.probe(loss)
         self._step += 1
         count = len(self._groups)

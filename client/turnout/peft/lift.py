@@ -40,6 +40,7 @@ class LiftConfig(AdapterConfig):
     """
 
     aggregation: ClassVar[Aggregation] = "exact"
+    shares: ClassVar[bool] = True
 
     r: int = 128
     filter_rank: int = 128
@@ -57,6 +58,11 @@ class LiftConfig(AdapterConfig):
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Lift:
         """Return the adapter of ``base_layer``, its entries picked from the base's weight."""
         return Lift(base_layer, self, self.principal(weight_of(base_layer), name))
+
+    @property
+    def refresh_interval(self) -> int | None:
+        """``update_interval``."""
+        return self.update_interval
 
     def refresh(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Pick the principal entries anew, see `Lift.refresh`."""

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from turnout.peft.config import AdapterConfig
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_number
-from turnout.wire.errors import unknown_name
+from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
 
 
@@ -51,12 +51,16 @@ class LoraConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_rank()
+        if self.init_lora_weights is not True and self.init_lora_weights != "gaussian":
+            raise ConfigError(
+                f"init_lora_weights={self.init_lora_weights!r} is not possible; use true or 'gaussian'."
+            )
         if self.aggregation not in ("approximate", "exact-svd"):
             raise unknown_name("aggregation", str(self.aggregation), ("approximate", "exact-svd"))
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:
+    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
         return ("lora_A", "lora_B", self.scale) if self.aggregation == "exact-svd" else None
 

@@ -35,6 +35,7 @@ class PacaConfig(AdapterConfig):
     """
 
     aggregation: ClassVar[Aggregation] = "exact"
+    shares: ClassVar[bool] = True
 
     r: int = 8
     paca_alpha: float = 8

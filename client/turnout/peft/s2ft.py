@@ -57,6 +57,7 @@ class S2ftConfig(AdapterConfig):
     """
 
     aggregation: ClassVar[Aggregation] = "exact"
+    shares: ClassVar[bool] = True
 
     d_ratio: float = 0.03
     u_ratio: float = 0.0

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from turnout.peft import rank_pattern
+from turnout.peft.adalora import AdaLora, AdaLoraConfig
 from turnout.peft.attach import Adapted, attach
 from turnout.peft.config import AdapterConfig
 from turnout.peft.hub_formats import IGNORED, RENAMED_TENSORS, UNUSED, HubFormat, format_named, format_of
@@ -34,12 +37,16 @@ def save_adapter(adapted: Adapted, folder: str | Path, *, base_model: str = "") 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     form = format_of(adapted.config)
+    pattern = rank_pattern.pattern_of(adapted)
+    state = rank_pattern.narrowed({**_trained_state(adapted, form), **_saved_state(adapted, form)}, pattern)
     tensors = {
         _PREFIX + _their_name(name, adapted, form): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in {**_trained_state(adapted, form), **_saved_state(adapted, form)}.items()
+        for name, tensor in state.items()
     }
     save_file(tensors, folder / MODEL_FILE, {"format": "pt"})
     document = _document(adapted, form) | {"base_model_name_or_path": base_model or None}
+    if pattern:
+        document["rank_pattern"] = rank_pattern.written(pattern)
     (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
 
@@ -54,7 +61,8 @@ def load_adapter(module: nn.Module, folder: str | Path, *, base_dtype: str | Non
     config, form = read_config(folder)
     if base_dtype is not None:
         config = replace(config, base_dtype=base_dtype)
-    tensors = _tensors(folder)
+    pattern = _rank_pattern(folder, config)
+    tensors = rank_pattern.widened(_tensors(folder), {_PREFIX + name: mask for name, mask in pattern.items()})
     adapted = attach(module, config)
     names = {
         _PREFIX + _their_name(name, adapted, form): name
@@ -74,7 +82,16 @@ def load_adapter(module: nn.Module, folder: str | Path, *, base_dtype: str | Non
         if own:
             load({name: saved.get(name, tensor) for name, tensor in own.items()})
     adapted.load_trainable_state_dict({name: tensor.float() for name, tensor in given.items()})
+    for name, mask in pattern.items():
+        cast(AdaLora, adapted.layers[name]).rank_mask.copy_(torch.tensor(mask))
     return adapted
+
+
+def _rank_pattern(folder: Path, config: AdapterConfig) -> rank_pattern.Pattern:
+    if not isinstance(config, AdaLoraConfig):
+        return {}
+    document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return rank_pattern.read(document.get("rank_pattern"), config.init_r)
 
 
 def read_config(folder: str | Path) -> tuple[AdapterConfig, HubFormat]:

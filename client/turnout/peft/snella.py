@@ -163,8 +163,10 @@ class Snella(AdapterLayer, TrainingPart):
         base: Tensor = self.base_layer(x)
         inputs = (x.to(self.In_Qs.dtype), *self.factors)
         rebuild = self.config.checkpointing and torch.is_grad_enabled()
-        branch = _Rebuilt.apply(self._branch, *inputs) if rebuild else self._branch(*inputs)
-        return base + cast(Tensor, branch).to(base.dtype)
+        branch: Tensor = (
+            cast(Any, _Rebuilt).apply(self._branch, *inputs) if rebuild else self._branch(*inputs)
+        )
+        return base + branch.to(base.dtype)
 
     def _delta(self, *factors: Tensor) -> Tensor:
         return sparse_square(kernel(self.config.kernel_scale, *factors), int(self.num_kept)).T
@@ -201,7 +203,7 @@ def kernel(scale: float, inner: Tensor, outer: Tensor, *competition: Tensor) -> 
     # Exact distances: the matrix form of small ones is mostly rounding.
     distances = torch.cdist(inner, outer, compute_mode="donot_use_mm_for_euclid_dist")
     signs = torch.tensor([(-1.0) ** h for h in range(len(distances))], device=distances.device)
-    k = scale * torch.tensordot(signs, distances, dims=1)
+    k: Tensor = scale * torch.tensordot(signs, distances, dims=1)
     if competition:
         alpha, gamma, beta = competition
         gamma = torch.where(gamma.abs() < _SMALLEST_GAMMA, _SMALLEST_GAMMA, gamma)

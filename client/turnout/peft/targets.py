@@ -31,7 +31,11 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
     wanted = config.target_modules
     if wanted is None or wanted == "all-linear":
         output = _output_embedding(module)
-        chosen = {n: p for n, p in free.items() if isinstance(p, config.adapts) and p is not output}
+        chosen = {
+            n: p
+            for n, p in free.items()
+            if isinstance(p, config.adapts) and p is not output and not _weight_is_read(named, n)
+        }
     else:
         chosen = {n: p for n, p in free.items() if matches(n, wanted)}
     if not chosen and isinstance(wanted, tuple) and wanted:
@@ -45,6 +49,11 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
             f"adapt. Layers that can be adapted: {', '.join(_adaptable(config, free)) or 'none'}."
         )
     for name, part in chosen.items():
+        if _weight_is_read(named, name):
+            raise ConfigError(
+                f"{name!r} cannot be adapted: torch's MultiheadAttention reads its weight and never calls "
+                "it; leave it out with exclude_modules."
+            )
         if not isinstance(part, config.adapts):
             kinds = ", ".join(kind.__name__ for kind in config.adapts)
             raise ConfigError(
@@ -77,6 +86,11 @@ def matches(name: str, wanted: str | tuple[str, ...]) -> bool:
                 f"target_modules={wanted!r} is not a regular expression ({error}); give a list for names."
             ) from error
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted)
+
+
+def _weight_is_read(named: Mapping[str, nn.Module], name: str) -> bool:
+    """Return whether the layer ``name`` is one whose parent uses its weight without calling it."""
+    return isinstance(named[name.rpartition(".")[0]], nn.MultiheadAttention)
 
 
 def _output_embedding(module: nn.Module) -> nn.Module | None:

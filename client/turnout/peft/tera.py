@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class TeraConfig(AdapterConfig):
     save_projection
         Save core and factors with the adapter, not only their seed.
     """
+
+    shares: ClassVar[bool] = True
 
     out_modes: tuple[int, ...] | None = None
     in_modes: tuple[int, ...] | None = None

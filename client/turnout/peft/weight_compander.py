@@ -165,7 +165,8 @@ class WeightCompander(AdapterLayer, TrainingPart):
         weight = self.trained_weight().to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if isinstance(self.base_layer, nn.Conv2d):
-            return self.base_layer._conv_forward(x, weight, bias)
+            convolved: Tensor = self.base_layer._conv_forward(x, weight, bias)
+            return convolved
         return nn.functional.linear(x, weight, bias)
 
     def merge(self) -> None:

@@ -21,7 +21,8 @@ class NoisyLabels:
     @property
     def wrong(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Whether each label is wrong, shape (n,)."""
-        return self.labels != self.true
+        wrong: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.labels != self.true
+        return wrong
 
 
 def plant_wrong_labels(labels: IntArray, fraction: float, classes: int, seed: int) -> NoisyLabels:

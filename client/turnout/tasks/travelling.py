@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from turnout.tasks.task import building
 from turnout.wire.errors import LayoutError
 
 _NAMES: Final = "_turnout_travelling"
@@ -64,13 +65,19 @@ def place(module: nn.Module, device: str | torch.device) -> nn.Module:
     if shares_frozen(module):
         for owner, name, tensor in list(_frozen(module)):
             if tensor.device != device:
-                copies = _placed.setdefault(tensor, {})
-                if device not in copies:
-                    moved = tensor.detach().to(device)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    copies[device] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
-                setattr(owner, name, copies[device])
+                setattr(owner, name, _copy_on(tensor, device))
     return module.to(device)
+
+
+def _copy_on(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the one copy of ``tensor`` on ``device``."""
+    with building:
+        copies: dict[torch.device, Tensor] = _placed.setdefault(tensor, {})
+        if device not in copies:
+            moved = tensor.detach().to(device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            copies[device] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
+        return copies[device]
 
 
 def _frozen(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -35,8 +35,9 @@ def draw_layers(q: NDArray, count: int, generator: np.random.Generator) -> NDArr
 
 def centred_rewards(losses: NDArray) -> NDArray:
     """Return ``exp(-loss)`` of the probes, shape (K,), minus its mean."""
-    rewards = np.exp(-losses.astype(np.float64))
-    return rewards - rewards.mean()
+    rewards: NDArray = np.exp(-losses.astype(np.float64))
+    rewards -= rewards.mean()
+    return rewards
 
 
 def score_change(q: NDArray, probes: NDArray, losses: NDArray, score_lr: float) -> NDArray:
@@ -45,7 +46,8 @@ def score_change(q: NDArray, probes: NDArray, losses: NDArray, score_lr: float) 
     ``probes`` is a boolean matrix (K, L) of the layers that each probe damped, ``losses`` what came of it.
     """
     p = sigmoid(q)
-    return score_lr * (centred_rewards(losses) @ probes.astype(np.float64)) * p * (1.0 - p)
+    change: NDArray = score_lr * (centred_rewards(losses) @ probes.astype(np.float64)) * p * (1.0 - p)
+    return change
 
 
 def layer_count(ratio: float, layers: int) -> int:

@@ -2,7 +2,8 @@
 
 The file is the safetensors format (any safetensors reader opens the arrays). It is written array by array, so
 that a state larger than memory can be saved; a SHA-256 over the whole file is checked when reading, so that a
-flipped bit is refused and not trained on. Rows that live in a file of their own (`RowFile`) are referred to,
+flipped bit is refused and not trained on. Arrays that are one piece of memory (clients of one process that
+hold one model) are written once. Rows that live in a file of their own (`RowFile`) are referred to,
 made durable before the checkpoint is, and checked with it.
 """
 
@@ -36,6 +37,7 @@ _DTYPES: Final = {
 }  # fmt: skip
 _NAMES: Final = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 _BLOCK: Final = 16 << 20
+_Places = dict[tuple[Any, ...], tuple[str, NDArray]]
 
 
 def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
@@ -46,7 +48,7 @@ def save_checkpoint(path: str | Path, tree: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     arrays: dict[str, NDArray] = {}
-    structure = json.dumps(_describe(tree, "", arrays, path.parent), sort_keys=True)
+    structure = json.dumps(_describe(tree, "", arrays, {}, path.parent), sort_keys=True)
     for rows in row_references(tree):
         rows.sync()
     # Larger elements first, so that every array lies aligned in the file.
@@ -135,23 +137,33 @@ def row_references(tree: Any) -> Iterator[RowReference]:
             yield from row_references(value)
 
 
-def _describe(node: Any, name: str, arrays: dict[str, NDArray], parent: Path) -> Any:
-    """Return the JSON description of ``node``; arrays are collected under their path."""
+def _describe(node: Any, name: str, arrays: dict[str, NDArray], places: _Places, parent: Path) -> Any:
+    """Return the JSON description of ``node``; arrays are collected under their path.
+
+    ``places`` has them by their memory, which stays theirs as long as it names them.
+    """
     if isinstance(node, Mapping):
         if any(not isinstance(key, str) for key in node):
             raise CheckpointError(f"checkpoint entry {name or '/'!r}: keys must be text.")
         # Escaped as in JSON pointers: {"a": {"b": x}, "a/b": y} must be two arrays.
         paths = {key: f"{name}/{key.replace('~', '~0').replace('/', '~1')}" for key in node}
-        return {"map": {key: _describe(value, paths[key], arrays, parent) for key, value in node.items()}}
+        return {
+            "map": {key: _describe(value, paths[key], arrays, places, parent) for key, value in node.items()}
+        }
     if isinstance(node, RowReference):
-        return {"rows": _describe(node.document(parent), name, arrays, parent)}
+        return {"rows": _describe(node.document(parent), name, arrays, places, parent)}
     if isinstance(node, np.ndarray):
         if node.dtype not in _NAMES:
             raise CheckpointError(f"checkpoint entry {name!r}: dtype {node.dtype} cannot be stored.")
+        place = (node.__array_interface__["data"][0], node.shape, node.strides, node.dtype)
+        if node.size and place in places:
+            return {"array": places[place][0]}
+        places[place] = name, node
         arrays[name] = node if _in_blocks(node) else np.ascontiguousarray(node)
         return {"array": name}
     if isinstance(node, (list, tuple)):
-        return {"list": [_describe(value, f"{name}/{i}", arrays, parent) for i, value in enumerate(node)]}
+        values = [_describe(value, f"{name}/{i}", arrays, places, parent) for i, value in enumerate(node)]
+        return {"list": values}
     if isinstance(node, np.generic):
         node = node.item()
     if node is None or isinstance(node, (bool, int, float, str)):

@@ -17,6 +17,9 @@ IMPLICIT: Final = "implicit"
 CURVATURE: Final = "curvature"
 PRIOR: Final = "prior"
 OPTIMIZER: Final = "optimizer"  # Followed by a dot and the name of the state: "optimizer.exp_avg".
+FITNESS: Final = "fitness"
+SEED_LOG: Final = "seed-log"
+MOMENTS: Final = ("first-moment", "second-moment")
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"
@@ -42,6 +45,11 @@ MOMENTUM_NORM: Final = "momentum-norm"
 MOMENTUM_ROUND: Final = "momentum-round"
 TEMPERATURE: Final = "temperature"
 KL_WEIGHT: Final = "kl-weight"
+FIRST_PAIR: Final = "first-pair"
+PAIRS: Final = "pairs"
+FITNESS_METRIC: Final = "fitness-metric"
+CLIP: Final = "clip"
+START_CHECKSUM: Final = "start-checksum"
 CARRIED_ROUNDS: Final = "carried-rounds"
 
 # Entries of the reply's metrics.

@@ -29,8 +29,10 @@ def couple(
     Raises `ConfigError` for a strategy that remembers vectors of clients while the shared state is to change:
     they would be about other entries.
     """
-    interval = getattr(config, "update_interval", None)
-    if interval is not None and strategy.remembers:
+    interval = config.refresh_interval
+    # An estimator counts rounds; all other state is vectors of earlier rounds, here or with the clients.
+    remembers = bool(strategy.carried_vectors) or any(name != "estimator" for name in strategy.state_names)
+    if interval is not None and remembers:
         raise ConfigError(
             f"update_interval={interval} changes what the numbers that travel stand for, and "
             f"{type(strategy).__name__} remembers earlier ones; leave it out, or take a strategy without "
@@ -45,7 +47,8 @@ def couple(
                 "what is about the old ones; use optimizer_state='reset'."
             )
         strategy.coordinates = SvdFactors(*config.svd_factors)
-    strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
+    if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
+        strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
 
 
 class AdapterState(Source):

@@ -111,7 +111,7 @@ def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
     from turnout.client import TrainOptions
     from turnout.client.optimizer_choice import carried_names
 
-    options = {key: None if value == NONE_WORD else value for key, value in client.items()}
+    options: dict[str, Any] = {key: None if value == NONE_WORD else value for key, value in client.items()}
     names = list(carried_names(TrainOptions(**options)))
     others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
     return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})

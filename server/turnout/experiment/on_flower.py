@@ -40,7 +40,7 @@ def run_on_flower(
     """
     task = make_task(experiment)
     participation = make_participation(experiment, task)
-    strategy = make_strategy(experiment, task.num_clients, participation)
+    strategy = make_strategy(experiment, task.num_clients, participation, lambda: task)
     fleet = experiment.fleet
     with open_store(experiment) as store:
         checkpoint = None

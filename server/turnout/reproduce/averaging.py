@@ -70,7 +70,7 @@ def _train(module: nn.Module, client: int, server_round: int, seed: int) -> None
         gradients = torch.autograd.grad(loss, trained)
         with torch.no_grad():
             for parameter, gradient in zip(trained, gradients, strict=True):
-                parameter -= _RATE * gradient
+                parameter.sub_(gradient, alpha=_RATE)
 
 
 def _mean(states: list[dict[str, Tensor]] | list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

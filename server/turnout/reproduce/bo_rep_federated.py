@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,10 @@ def _cleaning_pooled(task: HyperCleaning, eta: float, rounds: int) -> Mapping[st
     pool = Pool(task)
     model = task.seeded_model(task.seed)
     logits = torch.zeros(len(pool.y), requires_grad=True)
-    groups = [{"params": [logits], "role": "upper"}, {"params": list(model.parameters()), "role": "lower"}]
+    groups: list[dict[str, Any]] = [
+        {"params": [logits], "role": "upper"},
+        {"params": list(model.parameters()), "role": "lower"},
+    ]
     trainer = Trainer(
         groups, lr=eta, lower_lr=1.0, nu=1.0, inner_steps=10, init_steps=100, normalize=False
     )  # fmt: skip
@@ -126,7 +129,7 @@ def solve(x: Tensor, y: Tensor, weights: Tensor, lam: float) -> torch.nn.Module:
         torch.autograd.backward(loss)
         return loss
 
-    solver.step(closure)
+    cast(Any, solver).step(closure)
     return model
 
 

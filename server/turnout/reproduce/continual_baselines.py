@@ -122,7 +122,7 @@ class _StraightThrough(_Learner):
         self.decay = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: 1 - t / (total + 1))
 
     def step(self, x: Tensor, y: Tensor) -> None:
-        weights = list(self.latent.parameters())
+        weights: list[Tensor] = list(self.latent.parameters())
         before = [w.detach().clone() for w in weights]
         self.optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(_binary_network(x, weights), y))

@@ -83,7 +83,7 @@ def adapt(job: Job) -> Adaptation:
     for step in range(1, job.steps + 1):
         rows = torch.from_numpy(rng.integers(len(train.y), size=BATCH))
         optimizer.zero_grad()
-        cross_entropy(module(train.x[rows]), train.y[rows]).backward()
+        torch.autograd.backward(cross_entropy(module(train.x[rows]), train.y[rows]))
         optimizer.step()
         if step in LOSS_AT or step == job.steps:
             with torch.no_grad():
@@ -155,7 +155,7 @@ def _source_state(width: int, seed: int) -> dict[str, Tensor]:
     for _ in range(_SOURCE_STEPS):
         rows = torch.from_numpy(rng.integers(len(data.y), size=BATCH))
         optimizer.zero_grad()
-        cross_entropy(network(data.x[rows]), data.y[rows]).backward()
+        torch.autograd.backward(cross_entropy(network(data.x[rows]), data.y[rows]))
         optimizer.step()
     return network.state_dict()
 

@@ -6,6 +6,7 @@ from turnout.strategies.average_all import AverageAll
 from turnout.strategies.bo_rep import BORep
 from turnout.strategies.bo_rep_local_upper import BORepLocalUpper
 from turnout.strategies.dual_admm import DualADMM
+from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
 from turnout.strategies.fedau import FedAU
 from turnout.strategies.fedavg import FedAvg
@@ -20,10 +21,12 @@ from turnout.strategies.participation import ParticipationEstimator
 from turnout.strategies.rerce_fed import RerceFed
 from turnout.strategies.rounds import Callback, ClientReport, Instruction, Reply, RoundReport
 from turnout.strategies.scaffold import Scaffold
+from turnout.strategies.stock import StockStrategy
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 
 __all__ = [
+    "EGGROLL",
     "MIFA",
     "AverageAll",
     "BORep",
@@ -49,6 +52,7 @@ __all__ = [
     "RerceFed",
     "RoundReport",
     "Scaffold",
+    "StockStrategy",
     "StreamingStrategy",
     "UnbiasedFedAvg",
     "open_memory",

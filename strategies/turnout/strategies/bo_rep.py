@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from turnout.strategies.array_api import array_namespace
 from turnout.strategies.checks import choice, number, unused, whole_number
-from turnout.strategies.rounds import Instruction, Reply
+from turnout.strategies.rounds import Instruction, Reply, Scalar
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.wire import keys, register
 
@@ -111,7 +111,7 @@ class BORep(Bilevel):
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Ask everyone for a hypergradient; y is refreshed in steps 0, I, 2 I, ..."""
-        config = {
+        config: dict[str, Scalar] = {
             keys.REFRESH: (server_round - 1) % self.interval == 0,
             keys.INTERVAL: self.interval,
             keys.INNER_STEPS: self.inner_steps,

@@ -17,7 +17,7 @@ import numpy as np
 
 from turnout.strategies.array_api import array_namespace
 from turnout.strategies.bo_rep import Bilevel, norm
-from turnout.strategies.rounds import Instruction, Reply
+from turnout.strategies.rounds import Instruction, Reply, Scalar
 from turnout.wire import ReplyRejected, keys, register
 from turnout.wire.columns import Column
 
@@ -71,7 +71,7 @@ class BORepLocalUpper(Bilevel):
         for node, row in zip(available, self.clients.rows_of(available), strict=True):
             given = int(self.norm_rounds[row])
             if given not in made:
-                config = {
+                config: dict[str, Scalar] = {
                     keys.REFRESH: refresh,
                     keys.INNER_STEPS: steps,
                     keys.LOWER_LR: self.lower_lr,

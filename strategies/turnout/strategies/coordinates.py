@@ -32,6 +32,10 @@ class Coordinates:
         """Return the strategy's model as it travels."""
         return vector
 
+    def project(self, vector: NDArray) -> NDArray:
+        """Return the nearest of the strategy's vectors that is a model as clients can hold it."""
+        return vector
+
     def gradient_inside(self, vector: NDArray) -> NDArray:
         """Return a gradient that travelled, as the strategy's vector."""
         return vector

@@ -26,15 +26,19 @@ _MAX_METRIC_NAME: Final = 128
 
 @dataclass(slots=True)
 class Parcel:
-    """A checked reply. ``update`` and ``vectors`` live in the intake's buffers until the next `open`."""
+    """A checked reply. ``update`` and ``vectors`` live in the intake's buffers until the next `open`.
+
+    ``records`` are for the strategy to check.
+    """
 
     client: int
     update: NDArray
     peak: float
     norm: float
     num_examples: int
-    role: str
+    told: Instruction
     vectors: dict[str, NDArray]
+    records: dict[str, ArrayRecord]
     buffers: dict[str, NDArray] | None
     loss: float
     seconds: float
@@ -42,7 +46,18 @@ class Parcel:
 
     def reply(self, row: int) -> Reply:
         """Return what the strategy folds, for the client in ``row`` of the register."""
-        return Reply(row, self.update, self.num_examples, self.peak, self.role, self.vectors, self.metrics)
+        told = self.told
+        return Reply(
+            row,
+            self.update,
+            self.num_examples,
+            self.peak,
+            told.local_update,
+            self.vectors,
+            self.metrics,
+            self.records,
+            told,
+        )
 
 
 class Intake:
@@ -137,10 +152,14 @@ class Intake:
             client = _whole(metrics, keys.CLIENT_ID, -(2**63), 2**63 - 1)
         try:
             arrays = records_of(content, ArrayRecord)
-            update, peak, norm = self._vector(arrays, instruction)
-            vectors = {name: self._extra(name, arrays) for name in instruction.extras}
-            buffers = None
-            if self._layout.buffers and instruction.reply != "gradient":
+            vectors, records, buffers = dict[str, NDArray](), dict[str, ArrayRecord](), None
+            if instruction.reply == "records":
+                update, peak, norm = self._sent[:0], 0.0, math.nan
+                records = {name: self._record(name, arrays) for name in instruction.extras}
+            else:
+                update, peak, norm = self._vector(arrays, instruction)
+                vectors = {name: self._extra(name, arrays) for name in instruction.extras}
+            if self._layout.buffers and instruction.reply in ("update", "model"):
                 buffers = self._layout.buffers_of(arrays[keys.ARRAYS])
         except LayoutError as error:
             raise ReplyRejected("wrong-layout", str(error)) from error
@@ -152,8 +171,9 @@ class Intake:
             peak,
             norm,
             examples,
-            instruction.local_update,
+            instruction,
             vectors,
+            records,
             buffers,
             float(metrics.get(keys.TRAIN_LOSS, math.nan)),
             float(metrics.get(keys.TRAIN_SECONDS, math.nan)),
@@ -178,10 +198,14 @@ class Intake:
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
 
-    def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
+    @staticmethod
+    def _record(name: str, arrays: Mapping[str, ArrayRecord]) -> ArrayRecord:
         if name not in arrays:
             raise LayoutError(f"record {name!r} is missing; the strategy needs it.")
-        vector = self._layout.flatten(arrays[name], with_buffers=False)
+        return arrays[name]
+
+    def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
+        vector = self._layout.flatten(self._record(name, arrays), with_buffers=False)
         vector = self._coordinates.record_inside(name, vector)
         measured(vector, None, out := self._buffer(name), name)
         return out

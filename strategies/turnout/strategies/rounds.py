@@ -23,16 +23,20 @@ class Instruction:
     """What one client is asked to do.
 
     ``local_update`` names the client's algorithm, ``config`` its numbers, ``vectors`` further records to send
-    (flat vectors of shape (P,)). ``reply`` says what the client's vector means to the strategy:
-    ``"update"`` (its model minus the one sent), ``"model"`` (its model as it is) or ``"gradient"`` (the
-    record ``gradient``). ``extras`` names further records that the reply must have; others are not read.
+    (flat vectors of shape (P,)), ``records`` records sent as they are; ``model`` says whether the global
+    model is sent. ``reply`` says what the client's vector means to the strategy: ``"update"`` (its model
+    minus the one sent), ``"model"`` (its model as it is), ``"gradient"`` (the record ``gradient``), or
+    ``"records"``: there is none. ``extras`` names further records that the reply must have, of shape (P,) too
+    unless the reply is ``"records"``, when the strategy checks and reads them itself; others are not read.
     """
 
     local_update: str = "sgd"
     config: dict[str, Scalar] = field(default_factory=dict)
     vectors: dict[str, Any] = field(default_factory=dict)
-    reply: Literal["update", "model", "gradient"] = "update"
+    reply: Literal["update", "model", "gradient", "records"] = "update"
     extras: tuple[str, ...] = ()
+    records: dict[str, ArrayRecord] = field(default_factory=dict)
+    model: bool = True
 
 
 @dataclass(slots=True)
@@ -42,7 +46,8 @@ class Reply:
     ``client`` is the client's row: a small integer, stable over rounds. ``update`` has shape (P,) and is only
     lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are the
     further records that the instruction asked for, lent as well; ``metrics`` the scalars that came along, not
-    all of them finite.
+    all of them finite. Of a reply of records, ``update`` has no elements and ``records`` are what was asked
+    for, unchecked. ``told`` is what the client had been asked.
     """
 
     client: int
@@ -52,6 +57,8 @@ class Reply:
     role: str = "sgd"
     vectors: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    records: Mapping[str, ArrayRecord] = field(default_factory=dict)
+    told: Instruction | None = None
 
 
 @dataclass(slots=True)

@@ -20,6 +20,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
+from turnout.strategies.cohort import CohortGrid
+from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.intake import Intake, Parcel, read_metrics
 from turnout.strategies.loop import EvaluateFn
 from turnout.strategies.rounds import Callback, Instruction, Reply
@@ -76,6 +78,11 @@ class StockStrategy(StreamingStrategy):
                 f"{self.name} of Flower cannot average integers, such as {whole[0]!r} of this model; take "
                 "another strategy, or a model without batch normalisation."
             )
+        if type(self.coordinates) is not Coordinates:
+            raise ConfigError(
+                f"{self.name} of Flower averages tensors as they travel, which aggregation='exact-svd' does "
+                "not; leave aggregation out, or take a strategy of Turnout's."
+            )
         self.own.reset()
 
     # --- rounds ----------------------------------------------------------------------------------------
@@ -88,13 +95,22 @@ class StockStrategy(StreamingStrategy):
         available = self._enter_round(server_round, arrays, grid)
         model = self.arrays()
         messages = self._messages(_TRAIN, server_round, model, config, available)
+        self._attach_shared(messages, grid)
         sent = self.layout.flatten(model)
         self._asked = {m.metadata.dst_node_id: Instruction() for m in messages}
         self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
         self._intake.asked(messages)
+        self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         self.seconds["select"] = time.perf_counter() - started
         return messages
+
+    def _attach_shared(self, messages: Sequence[Message], grid: Grid) -> None:
+        """Add what adapters share."""
+        by_node = {message.metadata.dst_node_id: message.content for message in messages}
+        contents = self.shared.attached(by_node, always=isinstance(grid, CohortGrid))
+        for message in messages:
+            message.content = contents[message.metadata.dst_node_id]
 
     def _messages(
         self,
@@ -139,6 +155,7 @@ class StockStrategy(StreamingStrategy):
             report.train_loss, report.train_seconds = parcel.loss, parcel.seconds
             report.update_norm, report.metrics = parcel.norm, parcel.metrics
             metrics.append((report.client, parcel.num_examples, parcel.metrics))
+            self.shared.received(node)
             kept[node] = message
         self._aggregate(server_round, [kept[node] for node in self._asked if node in kept])
         return self._close_round(server_round, metrics, started)
@@ -201,7 +218,9 @@ class StockStrategy(StreamingStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy choose who evaluates."""
-        return self._messages(_EVALUATE, server_round, arrays, config, list(grid.get_node_ids()))
+        messages = self._messages(_EVALUATE, server_round, arrays, config, list(grid.get_node_ids()))
+        self._attach_shared(messages, grid)
+        return messages
 
     def start(
         self,

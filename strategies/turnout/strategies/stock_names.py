@@ -106,6 +106,10 @@ def _factory(name: str) -> Callable[..., StockStrategy]:
     """Return what makes ``name`` from an experiment's options; its signature is what is checked."""
 
     def make(**options: Any) -> StockStrategy:
+        if options.pop("carried_vectors", None):
+            raise ConfigError(
+                f"{PREFIX}{name} averages nothing but the model; set optimizer_state to 'reset' or 'keep'."
+            )
         ours = {key: options.pop(key) for key in _OURS if key in options}
         stock = make_stock(name, {key: value for key, value in options.items() if value is not None})
         return StockStrategy(stock=stock, **ours)

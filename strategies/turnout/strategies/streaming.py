@@ -90,16 +90,8 @@ class StreamingStrategy(Algorithm, Strategy):
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
-    def remembers(self) -> bool:
-        """Whether the strategy, or what its clients keep for it, holds vectors of earlier rounds."""
-        return bool(self.carried_vectors) or any(name != "estimator" for name in self.state_names)
-
-    @property
     def folds_cohorts(self) -> bool:
-        """Whether replies may come in bulk: they have the strategy's coordinates, and requests nothing else.
-
-        That is so unless a subclass has its own way with messages.
-        """
+        """Whether replies may come in bulk: no coordinates, shared state or messages of an own kind."""
         own, base = type(self), StreamingStrategy
         if type(self.coordinates) is not Coordinates or self.shared:
             return False
@@ -213,9 +205,12 @@ class StreamingStrategy(Algorithm, Strategy):
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
                 if self.partial_replies:
                     entries[keys.PARTIAL] = True
-                content = RecordDict({keys.ARRAYS: model, keys.CONFIG: ConfigRecord(entries)})
+                content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
+                content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
                     content[name] = self.layout.record(self.coordinates.record_outside(name, vector))
+                for name, record in instruction.records.items():
+                    content[name] = record
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
             part.nodes.append(node)
         return list(parts.values())
@@ -302,10 +297,7 @@ class StreamingStrategy(Algorithm, Strategy):
             )
 
     def _close_round(
-        self,
-        server_round: int,
-        metrics: list[tuple[int, int, Mapping[str, float]]],
-        started: float,
+        self, server_round: int, metrics: list[tuple[int, int, Mapping[str, float]]], started: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.seconds["train"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -315,7 +307,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._carried.close_round()
         self.end_round(server_round)
         # The model is always one that clients can hold.
-        self.x = self.coordinates.inside(self.coordinates.outside(self.x))
+        self.x = self.coordinates.project(self.x)
         self.shared.end_round(self, server_round)
         self._allocate(server_round)
         self.seconds["finish"] = time.perf_counter() - started

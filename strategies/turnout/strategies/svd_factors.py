@@ -53,6 +53,8 @@ class SvdFactors(Coordinates):
         self._scale = scale
         self._blocks: list[_Block] = []
         self._frame = np.empty(0)
+        # The strategy's model and its factors: found once, and the same to the bit ever after.
+        self._model = self._factors = np.empty(0)
 
     def bind(self, layout: ParameterLayout, vector: NDArray) -> None:
         """Find the pairs of factors. Raises `ConfigError` when the model has none."""
@@ -64,6 +66,7 @@ class SvdFactors(Coordinates):
                 f"aggregation='exact-svd' needs factors {self._suffixes[0]!r} and {self._suffixes[1]!r}, "
                 "which this model does not have; use the method's own aggregation."
             )
+        self._keep(self._frame)
 
     def sent(self, vector: NDArray) -> None:
         """Take the factors that were sent as those that the next ones stay near."""
@@ -82,6 +85,8 @@ class SvdFactors(Coordinates):
 
     def outside(self, vector: NDArray) -> NDArray:
         """Return factors of the best approximation of rank r, near the last ones that were sent."""
+        if np.array_equal(vector, self._model):
+            return self._factors
         made = np.empty_like(self._frame)
         for block in self._blocks:
             if not block.rank:
@@ -92,6 +97,10 @@ class SvdFactors(Coordinates):
             a, b = _factorised(dense, before.astype(np.float64))
             made[block.a], made[block.b] = a.reshape(-1), b.reshape(-1)
         return made
+
+    def project(self, vector: NDArray) -> NDArray:
+        """Return the best approximation of rank r of every layer."""
+        return self._keep(self.outside(vector))
 
     def gradient_inside(self, vector: NDArray) -> NDArray:
         """Return ``scale (G_B A + B G_A)``, the direction in which a factors' gradient moves the update."""
@@ -118,15 +127,23 @@ class SvdFactors(Coordinates):
         return made
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the factors that were sent last."""
-        return {"frame": self._frame}
+        """Return the factors that were sent last, and those of the model."""
+        return {"frame": self._frame, "factors": self._factors}
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Take them over. Raises `CheckpointError` for those of another model."""
-        frame = tree.get("frame")
-        if not isinstance(frame, np.ndarray) or frame.shape != self._frame.shape:
-            raise CheckpointError("checkpoint holds no factors of this model; it is of another aggregation.")
-        self._frame = np.array(frame)
+        for kept in (tree.get("frame"), tree.get("factors")):
+            if not isinstance(kept, np.ndarray) or kept.shape != self._frame.shape:
+                raise CheckpointError(
+                    "checkpoint holds no factors of this model; it is of another aggregation."
+                )
+        self._frame = np.array(tree["frame"])
+        self._keep(np.array(tree["factors"]))
+
+    def _keep(self, factors: NDArray) -> NDArray:
+        """Remember the model of ``factors`` and return it."""
+        self._factors, self._model = factors, self.inside(factors)
+        return self._model
 
 
 def _blocks(layout: ParameterLayout, a: str, b: str) -> Iterator[_Block]:

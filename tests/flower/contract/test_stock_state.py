@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from surface import STRATEGIES
 
 from turnout.simulation import LocalGrid
-from turnout.strategies.stock import StockStrategy
+from turnout.strategies import StockStrategy
 from turnout.strategies.stock_names import make_stock
 from turnout.strategies.stock_state import KEPT, PASSING
 from turnout.wire import ConfigError, as_array, view

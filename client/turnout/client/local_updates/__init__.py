@@ -15,6 +15,7 @@ from turnout.client.local_updates import (
     bo_rep_local_upper,
     dual_admm,
     dyn,
+    eggroll,
     field_space,
     miner,
     prox,
@@ -33,8 +34,12 @@ LOCAL_MODELS: Final[dict[str, Callable[[Work], Vector]]] = {
     "dual-admm": dual_admm.local_model,
 }
 
+# Local updates that find their model themselves when the request brings none.
+OWN_START: Final = frozenset({"eggroll"})
+
 __all__ = [
     "LOCAL_MODELS",
+    "OWN_START",
     "LocalUpdate",
     "admm",
     "anchor",
@@ -42,6 +47,7 @@ __all__ = [
     "bo_rep_local_upper",
     "dual_admm",
     "dyn",
+    "eggroll",
     "field_space",
     "miner",
     "prox",

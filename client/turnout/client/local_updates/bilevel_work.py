@@ -43,7 +43,7 @@ class BilevelWork:
         own = [t.to(device, dtype).requires_grad_() for t in task.initial_own(work.client)]
         data = task.upper_data(work.client)
         upper = ClientData(data.x.to(device), data.y.to(device))
-        shared_variables = list(work.model.module.parameters())
+        shared_variables: list[Tensor] = list(work.model.module.parameters())
         return cls(work, task, own, shared_variables, upper, work.generator())
 
     def upper_loss(self) -> Tensor:

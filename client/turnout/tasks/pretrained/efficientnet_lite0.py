@@ -71,10 +71,10 @@ class _Block(nn.Module):
         self._bn2 = nn.BatchNorm2d(outputs, eps=_EPSILON, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        hidden: Tensor = relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         hidden = relu6(self._bn1(self._depthwise_conv(hidden)))
-        hidden = self._bn2(self._project_conv(hidden))
-        return hidden + x if self.skips else hidden
+        projected: Tensor = self._bn2(self._project_conv(hidden))
+        return projected + x if self.skips else projected
 
 
 class EfficientNetLite0(nn.Module):

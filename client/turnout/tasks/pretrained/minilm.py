@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everyone calls it
 
 from turnout.tasks.cache import announce, cached_arrays, reported
-from turnout.tasks.sources import package_file
-from turnout.wire.errors import DataError
+from turnout.tasks.sources import package_file, require_package
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -45,19 +43,13 @@ def minilm_file(name: str) -> Path:
     return package_file(_PACKAGE, f"model/{name}", sha256=_SHA256[name], install=_INSTALL)
 
 
-def require(package: str, install: str) -> None:
-    """Raise `DataError` unless the code ``package`` is installed."""
-    if find_spec(package) is None:
-        raise DataError(f"the Python package {package!r} is not installed; run: {install}")
-
-
 def minilm() -> BertModel:
     """Return the encoder without dropout and without its unused pooler.
 
     The weights are mapped from the file: models of one process, and of several, share the memory of those
     that nobody changes.
     """
-    require("transformers", _INSTALL)
+    require_package("transformers", _INSTALL)
     from safetensors.torch import load_file
     from transformers import BertConfig, BertModel
 
@@ -82,7 +74,7 @@ def token_ids(sentences: Sequence[str], tokens: int, about: Sequence[object]) ->
     """
 
     def make() -> dict[str, np.ndarray[Any, Any]]:
-        require("tokenizers", _INSTALL)
+        require_package("tokenizers", _INSTALL)
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(minilm_file("tokenizer.json")))

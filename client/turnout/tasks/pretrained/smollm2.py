@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from turnout.tasks.cache import announce, cache_folder, cached_arrays, written_whole
-from turnout.tasks.pretrained.minilm import require
-from turnout.tasks.sources import package_file
+from turnout.tasks.sources import package_file, require_package
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
@@ -49,7 +48,7 @@ def converted() -> Path:
     if not weights.is_file():
         source = _gguf()
         for package in ("transformers", "gguf", "accelerate"):
-            require(package, _INSTALL)
+            require_package(package, _INSTALL)
         announce("converting SmolLM2-135M, once (about a minute, 540 MB)")
         from safetensors.torch import save_file
         from transformers import AutoTokenizer, LlamaForCausalLM
@@ -69,7 +68,7 @@ def smollm2() -> LlamaModel:
     The weights are mapped from the file: models of one process, and of several, share the memory of those
     that nobody changes.
     """
-    require("transformers", _INSTALL)
+    require_package("transformers", _INSTALL)
     from safetensors.torch import load_file
     from transformers import LlamaConfig, LlamaModel
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -106,7 +105,7 @@ def token_ids(texts: Sequence[str], about: Sequence[object]) -> list[np.ndarray[
     """
 
     def make() -> dict[str, np.ndarray[Any, Any]]:
-        require("tokenizers", _INSTALL)
+        require_package("tokenizers", _INSTALL)
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(converted() / "tokenizer.json"))

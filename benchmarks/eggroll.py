@@ -1,0 +1,193 @@
+"""Bytes and memory of EGGROLL beside FedAvg, against the size of the model, and what it learns.
+
+    python benchmarks/eggroll.py [--nodes 10] [--rounds 6] [--quality 0] [--quick]
+
+Ten clients in ``--nodes`` processes train the digits over a real gRPC fleet. Every node's connection passes a
+relay in this process, which counts the bytes of the TCP stream: all that travels, HTTP/2 and heartbeats
+included. Figures are per client and round, from the second round on; what the first round takes more (the
+model, for FedAvg) is a figure of its own. ``--quality ROUNDS`` also trains the largest model in this process.
+Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eggroll_node import WideDigits
+from turnout.client import client_app
+from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
+from turnout.simulation import LocalGrid
+from turnout.strategies import EGGROLL, Callback, FedAvg, RoundReport, StreamingStrategy
+
+HERE = Path(__file__).parent
+CLIENTS = 10
+PAIRS = 20
+WIDTHS = ((64,), (320, 256), (1000, 950))
+BAND = 0.9
+"""Accuracy that the largest model is to reach."""
+
+
+class Relay:
+    """Passes TCP streams on to ``target`` and counts the bytes each way."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = host, int(port)
+        self.up = self.down = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            for source, sink, way in ((near, far, "up"), (far, near, "down")):
+                threading.Thread(target=self._pass, args=(source, sink, way), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Take no more streams."""
+        self._listener.close()
+
+
+class Rounds(Callback):
+    """What had passed the relays at the end of each round, and when it was."""
+
+    def __init__(self, relays: Sequence[Relay]) -> None:
+        self._relays = relays
+        self.up: list[int] = []
+        self.down: list[int] = []
+        self.ended: list[float] = []
+
+    def on_round_end(self, report: RoundReport) -> None:
+        """Note the bytes; a round in which a reply did not count is no measurement."""
+        assert all(client.outcome == "ok" for client in report.clients), report.clients
+        self.up.append(sum(relay.up for relay in self._relays))
+        self.down.append(sum(relay.down for relay in self._relays))
+        self.ended.append(time.perf_counter())
+
+
+def strategy(method: str) -> StreamingStrategy:
+    """Return the strategy that is measured."""
+    if method == "fedavg":
+        return FedAvg(num_clients=CLIENTS)
+    return EGGROLL(num_clients=CLIENTS, pairs=PAIRS, mode=method, server_lr=1e-3, sigma=0.005)  # type: ignore[arg-type]
+
+
+def federate(method: str, widths: tuple[int, ...], nodes: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of one method with one model."""
+    task = WideDigits(widths)
+    chosen = strategy(method)
+    with FleetServer(num_clients=CLIENTS) as server:
+        relays = [Relay(server.address) for _ in range(nodes)]
+        processes = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    str(HERE / "eggroll_node.py"),
+                    relay.address,
+                    ",".join(str(client) for client in range(i, CLIENTS, nodes)),
+                    f"node-{i}",
+                    "-".join(str(width) for width in widths),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for i, relay in enumerate(relays)
+        ]
+        grid, counted = FleetGrid(server, min_clients=CLIENTS, wait=300), Rounds(relays)
+        chosen.start(
+            grid,
+            task.initial_arrays(),
+            num_rounds=rounds,
+            callbacks=[CommitCallback(grid), counted],
+        )
+    said = [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in processes]
+    for relay in relays:
+        relay.close()
+    each = (rounds - 1) * CLIENTS
+    return {
+        "method": method,
+        "parameters": chosen.layout.size,
+        "up_bytes": round((counted.up[-1] - counted.up[0]) / each),
+        "down_bytes": round((counted.down[-1] - counted.down[0]) / each),
+        "first_round_down_bytes": round(counted.down[0] / CLIENTS),
+        "node_peak_mb": round(sum(one["peak_bytes"] for one in said) / nodes / 1e6, 1),
+        "seconds_per_round": round((counted.ended[-1] - counted.ended[0]) / (rounds - 1), 3),
+    }
+
+
+def quality(rounds: int) -> dict[str, Any]:
+    """Train the largest model in this process and return the accuracy it reaches."""
+    task = WideDigits(WIDTHS[-1])
+    chosen = strategy("shared")
+    accuracies: list[float] = []
+
+    class Accuracy(Callback):
+        def on_round_end(self, report: RoundReport) -> None:
+            if report.server_round % 10 == 0:
+                accuracies.append(task.evaluate(report.arrays)["accuracy"])
+                print(f"round {report.server_round}: {accuracies[-1]:.3f}", file=sys.stderr, flush=True)
+
+    grid = LocalGrid(client_app(task, batch_size=16), CLIENTS, executor="serial")
+    chosen.start(grid, task.initial_arrays(), num_rounds=rounds, callbacks=[Accuracy()])
+    reached = [10 * (i + 1) for i, accuracy in enumerate(accuracies) if accuracy >= BAND]
+    return {
+        "parameters": chosen.layout.size,
+        "rounds": rounds,
+        "accuracy": round(accuracies[-1], 3),
+        "best": round(max(accuracies), 3),
+        "rounds_to_0.9": reached[0] if reached else None,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=CLIENTS)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--quality", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="only EGGROLL, on the largest model")
+    options = parser.parse_args()
+    cases = [("shared", WIDTHS[-1])]
+    if not options.quick:
+        cases = [(method, widths) for widths in WIDTHS for method in ("shared", "disjoint", "fedavg")]
+    rows = [federate(method, widths, options.nodes, options.rounds) for method, widths in cases]
+    result: dict[str, Any] = {
+        "benchmark": "eggroll",
+        "clients": CLIENTS,
+        "nodes": options.nodes,
+        "pairs": PAIRS,
+        "payload_up": 20 + 4 * PAIRS,
+        "rows": rows,
+    }
+    if options.quality:
+        result["quality"] = quality(options.quality)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
