@@ -294,7 +294,7 @@ def test_federated_cleaning_is_the_algorithm_on_the_pool() -> None:
         with torch.no_grad():
             for m, h in zip(ms, found.upper, strict=True):
                 m.mul_(0.9).add_(h, alpha=0.1)
-            length = joint_norm(ms)
+            length = joint_norm(ms) or 1.0  # At first z = 0, and so are m and the step.
             for x, m in zip(xs, ms, strict=True):
                 x -= eta * m / length
             for v, residual in zip(z, found.implicit, strict=True):

@@ -302,19 +302,19 @@ def test_an_edit_makes_a_model_forget_what_it_memorised() -> None:
     """300 examples, 30 of them wrong, memorised in one place; statistics from five clients."""
     options = {"train_examples": 300, "width": 128}
     task = PlantedLabels(num_clients=1, **options)
-    app = client_app(task, optimizer="adam", lr=0.002, local_epochs=50, batch_size=64)
+    app = client_app(task, optimizer="adam", lr=0.002, local_epochs=25, batch_size=64)
     from turnout.strategies import FedAvg
 
     strategy = FedAvg()
-    strategy.start(LocalGrid(app, 1), task.initial_arrays(), num_rounds=2)
+    strategy.start(LocalGrid(app, 1), task.initial_arrays(), num_rounds=3)
     before = task.evaluate(strategy.arrays())
     assert before["memorised"] > 0.9
     clients = PlantedLabels(num_clients=5, **options)
     sums, _ = gather_curvature(LocalGrid(client_app(clients), 5), strategy.arrays(), ["3"])
-    edited, layers = edit_arrays(strategy.arrays(), sums.factors(), 0.9)
+    edited, layers = edit_arrays(strategy.arrays(), sums.factors(), 0.97)
     after = task.evaluate(edited)
     assert layers["3"].kept < 0.1
-    assert after["memorised"] < before["memorised"] - 0.3
-    assert after["recovered"] > before["recovered"] + 0.2
-    assert after["accuracy"] > before["accuracy"] - 0.1
+    assert after["memorised"] < before["memorised"] - 0.4
+    assert after["recovered"] > before["recovered"] + 0.3
+    assert after["accuracy"] > before["accuracy"] - 0.12
     assert np.array_equal(view(edited["5.weight"]), view(strategy.arrays()["5.weight"]))

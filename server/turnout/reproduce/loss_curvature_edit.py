@@ -223,13 +223,6 @@ def _claims(rows: Mapping[str, Row], details: Row) -> list[Claim]:
             cost <= 0.08,
         ),
     ]
-    stronger = rows["K-FAC 0.9"]
-    both = (
-        before["memorised"] - stronger["memorised"] >= 0.8
-        and before["accuracy"] - stronger["accuracy"] <= 0.08
-    )
-    text = "K-FAC 0.9: both at once, memorised labels 80 points down and test accuracy at most 8"
-    claims.append(Claim(text, stronger["memorised"], before["memorised"], both))
     recovered = edited["recovered"]
     claims.append(
         Claim(
