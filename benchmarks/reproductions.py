@@ -60,12 +60,13 @@ def main() -> None:
     parser.add_argument("slugs", nargs="*", help="studies to run; all when left out")
     options = parser.parse_args()
     chosen = [find("study", slug) for slug in options.slugs] or methods("study")
-    parts = published() if options.slugs else {}
+    parts: dict[str, str] = {}
     for entry in chosen:
         report: StudyReport = entry.target()
         parts[entry.slug] = markdown(report, entry.paper)
         print(parts[entry.slug], flush=True)
     if options.publish:
+        parts = (published() if options.slugs else {}) | parts
         ordered = [parts[slug].rstrip() + "\n" for slug in sorted(parts)]
         (DOCS / "reproductions.md").write_text("\n".join([HEAD, *ordered]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from adapter_tables import adapter_paper, adapter_table, adapter_tables
 from commands import commands
 from experiment_tables import (
     client_table,
@@ -15,6 +16,7 @@ from experiment_tables import (
     section_table,
     task_tables,
 )
+from flower_tables import engine_table, stock_table
 from optimizer_tables import optimizer_paper, optimizer_table, optimizer_tables
 from published import participation_rows, shown_file, study
 from strategy_tables import paper, strategy_table, strategy_tables
@@ -22,9 +24,14 @@ from strategy_tables import paper, strategy_table, strategy_tables
 _MARK = re.compile(r"^<!-- generated: ([\w-]+)((?: [\w./-]+)*) -->$", re.MULTILINE)
 
 PARTS: dict[str, Callable[..., str]] = {
+    "adapter-options": adapter_table,
+    "adapter-paper": adapter_paper,
+    "adapters": adapter_tables,
     "client-options": client_table,
     "commands": commands,
     "file": shown_file,
+    "flower-engines": engine_table,
+    "flower-strategies": stock_table,
     "link-options": link_table,
     "optimizer-options": optimizer_table,
     "optimizer-paper": optimizer_paper,

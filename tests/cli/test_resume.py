@@ -28,6 +28,8 @@ VARIANTS = {
     "two-copies": ["strategy.name=dual-admm", "strategy.form=two-copies"],
     "noisy-link": ["strategy.name=fedavg", "link.sigma_up=0.01", "link.sigma_down=0.01"],
     "markov": ["strategy.name=fedau", "participation.model=markov"],
+    "bo-rep": ["strategy.name=bo-rep", "task.name=hyper-representation"],
+    "bo-rep-local-upper": ["strategy.name=bo-rep-local-upper", "task.name=hyper-cleaning"],
     "momentum-threads": ["strategy.name=fedavg", "client.momentum=0.9", "simulation.executor=threads"],
 }
 

@@ -11,7 +11,7 @@ from pages import REPOSITORY
 
 from turnout.experiment import load_experiment
 
-FILES = sorted((REPOSITORY / "examples").rglob("*.toml"))
+FILES = sorted(path for path in (REPOSITORY / "examples").rglob("*.toml") if path.name != "pyproject.toml")
 
 
 def test_the_own_task_example_learns() -> None:

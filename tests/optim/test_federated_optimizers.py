@@ -279,6 +279,17 @@ def test_an_update_without_optimizer_steps_cannot_send_state() -> None:
         app(request(content, dst_node_id=0), context)
 
 
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_replies_without_the_carried_record_are_refused(executor: str) -> None:
+    task = Digits(num_clients=3)
+    grid = LocalGrid(client_app(task, optimizer="adamw", lr=0.01), 3, executor=executor, workers=2)
+    strategy = FedAvg(carried_vectors=("optimizer.exp_avg",))
+    strategy.start(grid, task.initial_arrays(), num_rounds=1)
+    assert [report.outcome for report in strategy.reports] == ["rejected"] * 3
+    assert all("optimizer.exp_avg" in report.reason for report in strategy.reports)
+    assert strategy.state_dict()["carried"] == {"rounds": 0, "means": {}}
+
+
 def test_a_schedule_of_the_server_scales_every_rate() -> None:
     model = FlatModel(Digits(num_clients=2).seeded_model(0))
     optimizer = round_optimizer(RecordDict(), 1, optimizer="auon").begin(model, 0.05, lambda key: None)

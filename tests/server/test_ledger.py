@@ -66,7 +66,7 @@ def again(slug: str, **changes: Any) -> Replay:
     )
 
 
-@pytest.mark.parametrize("slug", [entry.slug for entry in methods("strategy")])
+@pytest.mark.parametrize("slug", [e.slug for e in methods("strategy") if not e.slug.startswith("bo-rep")])
 def test_the_ledger_gives_every_model_again(slug: str, tmp_path: Path) -> None:
     store, run_id = record(tmp_path, slug)
     outcomes = {row.outcome for row in store.client_rounds(run_id)}

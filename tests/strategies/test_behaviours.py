@@ -211,7 +211,7 @@ def test_requests_follow_the_contract(row: Row) -> None:
             assert message.metadata.group_id == str(server_round)
             assert list(message.content["arrays"]) == list(initial())
             extras = set(message.content) - {"arrays", "config"}
-            assert extras <= {"bullseye", "control", "initial"}
+            assert extras <= {"bullseye", "control", "implicit", "initial", "prior"}
             for name in extras:  # Buffers belong to the model alone.
                 assert list(message.content[name]) == ["fc.weight", "fc.bias", "scale"]
         # One copy for all.

@@ -36,7 +36,9 @@ def drive(row: Row, convert: Any, dtype: Any) -> list[bytes]:
             draws = (rng.standard_normal((2, SIZE)) * 10.0 ** (node - 2)).astype(dtype)
             update = convert(draws[0])
             vectors = {"control": convert(draws[1])}
-            strategy.accept(t, Reply(node, update, 3 + node, peak(update), asked.local_update, vectors))
+            metrics = {"momentum-square": 1.0 + node}
+            role, size = asked.local_update, 3 + node
+            strategy.accept(t, Reply(node, update, size, peak(update), role, vectors, metrics))
         model = strategy.end_round(t)
         trail += [np.asarray(sent).tobytes(), np.asarray(model).tobytes()]
         assert type(model) is type(convert(np.zeros(1)))

@@ -14,6 +14,8 @@ import pytest
 from turnout.strategies import (
     MIFA,
     AverageAll,
+    BORep,
+    BORepLocalUpper,
     DualADMM,
     FedAMD,
     FedAU,
@@ -22,6 +24,7 @@ from turnout.strategies import (
     FedProx,
     FedStale,
     FedVARP,
+    FieldSpaceContinual,
     RerceFed,
     Scaffold,
     StreamingStrategy,
@@ -33,13 +36,24 @@ NEEDED: dict[type[StreamingStrategy], dict[str, Any]] = {UnbiasedFedAvg: {"parti
 NAN, INF = math.nan, math.inf
 EVERY = (
     FedAvg, UnbiasedFedAvg, AverageAll, FedAU, FedStale, FedVARP, MIFA, FedAMD, RerceFed, DualADMM, Scaffold,
-    FedProx, FedDyn,
+    FedProx, FedDyn, BORep, BORepLocalUpper, FieldSpaceContinual,
 )  # fmt: skip
 COMMON: dict[str, tuple[Any, ...]] = {
     "num_clients": (0, -1, 2.5, "5", True, NAN),
     "server_lr": (0, -0.1, NAN, INF, "1", None, True),
     "client_weights": ("equal", None, 1),
     "seed": (-1, 1.5, None, "0"),
+    "carried_vectors": ("momentum", ("m", "m"), (1,), ("",), None),
+}
+BILEVEL: dict[str, tuple[Any, ...]] = {
+    "eta": (0, -1.0, NAN, "1"),
+    "decay": ("cosine", None),
+    "lower_lr": (0, INF),
+    "nu": (-0.1, NAN),
+    "beta": (1.0, -0.1),
+    "interval": (0, 1.5),
+    "inner_steps": (-1, None),
+    "init_steps": (-1, 2.5),
 }
 RATES = (
     0, 0.0, -0.1, 1.1, NAN, INF, True, "often", [0.5, 0.0], [0.5, 2.0], [0.5, NAN], {0: 0.0}, {3: 1.5}, ["a"],
@@ -47,6 +61,17 @@ RATES = (
 )  # fmt: skip
 OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
     FedAvg: {"weighting": ("n", None)},
+    BORep: {**BILEVEL, "clip": (0, -1.0, NAN)},
+    BORepLocalUpper: BILEVEL,
+    FieldSpaceContinual: {
+        "merge": ("mean", None),
+        "temperature": ("cold", 1),
+        "beta": (0, -1.0, NAN),
+        "total_rounds": (0, 1.5),
+        "kl_weight": (-0.1, INF),
+        "prior": ("stream", None),
+        "rounds_per_task": (0, "3"),
+    },
     UnbiasedFedAvg: {"participation": (*RATES, None, "estimate", {"zero": 0.5})},
     FedAU: {"cutoff": (0, -3, 1.5, NAN, "50")},
     FedStale: {
@@ -141,6 +166,9 @@ class TestCombinations:
             (Scaffold, {"client_weights": "examples"}),
             (FedAMD, {"client_weights": "examples"}),
             (FedAvg, {"client_weights": "examples"}),
+            (BORep, {"server_lr": 0.5}),
+            (BORepLocalUpper, {"server_lr": 0.5}),
+            (FieldSpaceContinual, {"server_lr": 0.5}),
             (FedVARP, {"client_weights": "examples"}),
         ],
     )
@@ -162,7 +190,14 @@ class TestShape:
     @pytest.mark.parametrize("kind", EVERY)
     def test_fields_are_keyword_only_and_documented_once(self, kind: type[StreamingStrategy]) -> None:
         common = {f.name for f in dataclasses.fields(StreamingStrategy)}
-        assert common == {"num_clients", "server_lr", "client_weights", "seed", "max_update_norm"}
+        assert common == {
+            "num_clients",
+            "server_lr",
+            "client_weights",
+            "seed",
+            "max_update_norm",
+            "carried_vectors",
+        }
         with pytest.raises(TypeError):
             kind(1)  # type: ignore[call-arg]
         own = [f.name for f in dataclasses.fields(kind) if f.name not in common]

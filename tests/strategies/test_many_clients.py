@@ -47,7 +47,9 @@ class Federation:
             )
             vectors = dict.fromkeys(instruction.extras, update)
             role = instruction.local_update
-            reply = Reply(row, update, 5, float(np.abs(update).max()), role=role, vectors=vectors)
+            metrics = {"momentum-square": 1.0}
+            largest = float(np.abs(update).max())
+            reply = Reply(row, update, 5, largest, role=role, vectors=vectors, metrics=metrics)
             strategy.accept(server_round, reply)
         strategy.end_round(server_round)
         strategy.diagnostics()

@@ -27,15 +27,17 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 # What each part may import of the others.
 ALLOWED = {
     "wire": {"wire", "v1"},
-    "strategies": {"strategies", "wire"},
-    "client": {"client", "optim", "tasks", "wire", "v1"},
+    "strategies": {"strategies", "allocation", "wire"},
+    "client": {"client", "optim", "peft", "tasks", "wire", "v1"},
     "optim": {"optim", "tasks", "wire"},
-    "tasks": {"tasks", "wire"},
+    "peft": {"peft", "allocation", "tasks", "wire"},
+    "allocation": {"allocation", "wire"},
+    "tasks": {"optim", "tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},
 }
 EVERYTHING = {"simulation", "reproduce", "experiment", "cli"}
-TORCH_FREE = ("wire", "strategies", "server", "dashboard")
+TORCH_FREE = ("wire", "allocation", "strategies", "server", "dashboard")
 PRIVATE_TOUCHES = ('"_message_id"', "TaskIdentity", "create_empty", "_is_dirty")
 PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 

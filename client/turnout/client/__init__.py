@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from turnout.client.app import client_app
     from turnout.client.flat_model import FlatModel
+    from turnout.client.home_app import at_home
     from turnout.client.local_round import LocalRound
     from turnout.client.local_updates import LocalUpdate
     from turnout.client.mods import noisy_link
@@ -26,6 +27,7 @@ __all__ = [
     "Outcome",
     "TrainOptions",
     "Work",
+    "at_home",
     "client_app",
     "noisy_link",
 ]
@@ -38,6 +40,7 @@ _HOMES: Final = {
     "Outcome": "work",
     "TrainOptions": "options",
     "Work": "work",
+    "at_home": "home_app",
     "client_app": "app",
     "noisy_link": "mods",
 }

@@ -9,24 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
 from turnout.client.options import Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
+from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
 from turnout.client.work import Outcome
 from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
+from turnout.wire.arrays import view
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
+from turnout.wire.layout import ParameterLayout
 from turnout.wire.registry import find
 
 _LR: Final = "lr"
@@ -55,8 +60,9 @@ def client_app(
     """Return a Flower ``ClientApp`` whose clients train on ``task``.
 
     The app answers ``train`` (the local update that the request's config names), ``evaluate`` (the received
-    model on the client's own data) and ``query.local_model`` (the model that an ADMM client keeps, after
-    the request's ``server-round``; nothing changes). A client is ``partition-id`` of its node config, else
+    model on the client's own data), ``query.local_model`` (the model that an ADMM client keeps, after
+    the request's ``server-round``; nothing changes) and ``query.curvature`` (statistics of the received
+    model's layers for a weight edit). A client is ``partition-id`` of its node config, else
     its node id. A request's config may carry ``lr`` for a schedule decided by the server; it replaces
     ``lr`` for that round.
 
@@ -106,6 +112,7 @@ class TaskApp(ClientApp):
         self.train()(trainer.train)
         self.evaluate()(trainer.evaluate)
         self.query("local_model")(trainer.local_model)
+        self.query("curvature")(trainer.curvature)
 
 
 class Trainer:
@@ -116,6 +123,7 @@ class Trainer:
         self.options = options
         self._device = options.resolved_device
         self._local = threading.local()
+        self._shared = SharedStates()
         self._on_device: dict[int, ClientData] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,6 +146,8 @@ class Trainer:
             vector = to_vector(value) if isinstance(value, torch.Tensor) else value
             # The model takes its buffers along; a gradient or a control variate has none.
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
+        if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
+            _leave_out_unchanged(sent, layout, _arrays(message.content))
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -146,6 +156,7 @@ class Trainer:
                 keys.CLIENT_ID: work.client,
                 keys.TRAIN_LOSS: float(outcome.train_loss),
                 keys.TRAIN_SECONDS: time.perf_counter() - started,
+                **outcome.metrics,
             }
         )
         return Message(content, reply_to=message)
@@ -163,6 +174,7 @@ class Trainer:
         client = self._client(context)
         data = self._data(client)
         model = self._model()
+        self._shared.apply(message.content, context, model)
         model.load(_arrays(message.content))
         metrics: dict[str, int | float] = dict(self.task.evaluate_model(model.module, data))
         metrics |= {keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client}
@@ -178,11 +190,23 @@ class Trainer:
         content = RecordDict({keys.ARRAYS: work.model.record(vector), keys.METRICS: metrics})
         return Message(content, reply_to=message)
 
+    def curvature(self, message: Message, context: Context) -> Message:
+        """Reply the curvature statistics of the received model's layers on the client's own examples."""
+        client = self._client(context)
+        data = self._data(client)
+        model = self._model()
+        model.load(_arrays(message.content))
+        config = message.content.get(keys.CONFIG)
+        record = curvature_record(model, self.task, data, config, (self.options.seed, client))
+        metrics = MetricRecord({keys.NUM_EXAMPLES: len(data), keys.CLIENT_ID: client})
+        return Message(RecordDict({keys.CURVATURE: record, keys.METRICS: metrics}), reply_to=message)
+
     def _local_round(self, content: RecordDict, context: Context) -> LocalRound:
         client = self._client(context)
         data = self._data(client)
         asked = self.asked(content)
         model = self._model()
+        self._shared.apply(content, context, model)
         if asked.local_update not in OWN_START or keys.ARRAYS in content:
             model.load(_arrays(content))
         return LocalRound(
@@ -191,7 +215,7 @@ class Trainer:
             local_update=asked.local_update,
             model=model,
             task=self.task,
-            data=data,
+            data=self.task.examples_at(data, asked.server_round),
             options=self.options,
             lr=asked.lr,
             config=asked.config,
@@ -254,6 +278,20 @@ class Trainer:
             if not self.on_cpu:  # Else the task keeps what it wants to keep.
                 self._on_device[client] = data
         return data
+
+
+def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
+    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
+
+    One stays if all are: a model without parameters is none.
+    """
+    same = [
+        spec.name
+        for spec in layout.tensors
+        if np.array_equal(view(sent[spec.name]), view(received[spec.name]))
+    ]
+    for name in same[len(same) == len(layout.tensors) :]:
+        del sent[name]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

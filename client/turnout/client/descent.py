@@ -30,14 +30,20 @@ def descend(
     optimizer = None if work.options.own_sgd else work.begin_optimizer()
     step = _sgd(work) if optimizer is None else optimizer.step
     losses: list[Tensor] = []
+    parts = work.start_parts(server_round)
     for batch in work.batches(server_round):
+        parts.before_step(lambda batch=batch: work.probe(batch))  # type: ignore[misc]
         losses.append(work.gradient(batch))
+        parts.after_gradient()
         if centre is not None:
             torch.sub(y, centre, out=difference)
             gradient.add_(difference, alpha=rho)
         if linear is not None:
             gradient.sub_(linear)
+        parts.enter_step()
         step()
+        parts.leave_step()
+    parts.end()
     if optimizer is not None:
         work.end_optimizer(optimizer)
     return Descent(len(losses), work.mean_loss(losses))

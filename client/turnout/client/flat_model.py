@@ -9,25 +9,29 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
+from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import Vector
+from turnout.tasks.travelling import place, travelling
 from turnout.wire.arrays import as_array
 from turnout.wire.errors import LayoutError
 from turnout.wire.layout import ParameterLayout
 
 
 class FlatModel:
-    """``module`` re-based onto two flat tensors of P numbers, in ``state_dict`` order.
+    """What travels of ``module`` re-based onto two flat tensors of P numbers, in ``state_dict`` order.
 
     ``parameters`` and ``gradient`` are those tensors; each parameter and its ``.grad`` is a view into them,
     so an SGD step is one ``add_``, and loading or reading the model is one copy. Buffers (integers,
-    batch-norm statistics) keep their own storage. Not for use by two threads at once.
+    batch-norm statistics) keep their own storage, frozen tensors the one that they share (see
+    `turnout.tasks.travelling`). Not for use by two threads at once.
 
     Raises `LayoutError` for a module that shares one parameter under two names.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
-        self.module = module.to(device)
-        state = module.state_dict(keep_vars=True)
+        self.module = place(module, device)
+        self.shared_digest = ""  # Of the state that the server handed out for its adapters, if it did.
+        state = travelling(module)
         self.layout = ParameterLayout.from_arrays(
             {name: as_array(tensor.detach().cpu().numpy()) for name, tensor in state.items()}
         )
@@ -52,6 +56,7 @@ class FlatModel:
                 tensor.grad = self.gradient[piece].view(spec.shape)
         convolves = any(isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)) for part in self.module.modules())
         self._channels_last = convolves and self.parameters.device.type == "cpu"
+        self.parts = TrainingParts(module)
         self.buffers: dict[str, Tensor] = {spec.name: state[spec.name] for spec in self.layout.buffers}
         # On the CPU, the parameters as a NumPy view: reads and writes go past torch.
         self._host: Vector | None = self.parameters.numpy() if self.parameters.device.type == "cpu" else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from turnout.client.minibatches import generator, minibatches
 from turnout.client.options import TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.state import ClientState
+from turnout.client.training_parts import TrainingParts
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, ClientData, Task, Vector
-
-_GRADIENT_CHUNK: Final = 2048
 
 
 @dataclass(slots=True)
@@ -71,12 +69,20 @@ class LocalRound(Work):
         with torch.no_grad():
             return self.task.loss(self.model.module(self.model.inputs(x)), y)
 
+    def probe(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean loss on a batch in evaluation mode: nothing is drawn, no statistics change."""
+        training = self.model.module.training
+        self.model.train(False)
+        loss = self.loss(batch)
+        self.model.train(training)
+        return loss
+
     def gradient(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
         model, (x, y) = self.model, batch
         model.gradient.zero_()
         loss = self.task.loss(model.module(model.inputs(x)), y)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(model.parts.penalty(loss))
         if self.options.weight_decay:
             self._add_weight_decay()
         return loss.detach()
@@ -91,15 +97,16 @@ class LocalRound(Work):
         if size is not None and size < len(y):
             rows = torch.from_numpy(self.generator().choice(len(y), size, replace=False)).to(y.device)
             x, y = x.index_select(0, rows), y.index_select(0, rows)
-        if len(y) <= _GRADIENT_CHUNK:
+        chunk = self.task.chunk_size
+        if len(y) <= chunk:
             return float(self.gradient((x, y)))
         model = self.model
         model.gradient.zero_()
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
-        for start in range(0, len(y), _GRADIENT_CHUNK):
-            piece = slice(start, start + _GRADIENT_CHUNK)
+        for start in range(0, len(y), chunk):
+            piece = slice(start, start + chunk)
             loss = self.task.loss(model.module(model.inputs(x[piece])), y[piece]) * (len(y[piece]) / len(y))
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss if start else model.parts.penalty(loss))
             total += loss.detach()
         if self.options.weight_decay:
             self._add_weight_decay()
@@ -142,6 +149,12 @@ class LocalRound(Work):
     def end_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's state after a local training."""
         self.optimizer.end(optimizer, self.model)
+
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Open a local training for the parts of the model that have a say in it, and return them."""
+        now = self.server_round if server_round is None else server_round
+        self.model.parts.start(now, (self.options.seed, self.client, now))
+        return self.model.parts
 
     def admm_solver(self, rho: float) -> AdmmSolver | None:
         """Return the task's exact proximal steps for this client, or None when there are none."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from turnout.tasks.task import ClientData
 
 _WORD: Final = 1 << 32
+# Bytes of minibatches gathered in one call: they should still be in the cache when they are used.
+_GATHERED: Final = 1 << 19
 
 
 def generator(seed: int, client: int, server_round: int) -> np.random.Generator:
@@ -41,12 +43,12 @@ def minibatches(
             yield data.x, data.y
         return
     rng = make_rng()
+    row_bytes = data.x[:1].nbytes + data.y[:1].nbytes
+    gathered = batch_size * max(1, _GATHERED // (batch_size * max(1, row_bytes)))
     remaining = epochs * -(-count // batch_size) if steps is None else steps
     while remaining > 0:
         order = torch.from_numpy(rng.permutation(count)).to(data.y.device)
-        for start in range(0, count, batch_size):
-            rows = order[start : start + batch_size]
-            yield data.x.index_select(0, rows), data.y.index_select(0, rows)
-            remaining -= 1
-            if remaining == 0:
-                return
+        for rows in torch.split(order[: remaining * batch_size], gathered):
+            x, y = data.x.index_select(0, rows), data.y.index_select(0, rows)
+            yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        remaining -= -(-count // batch_size)

@@ -18,8 +18,9 @@ from turnout.wire.registry import register
 
 _DOWN: Final = 0
 _UP: Final = 1
-# w_0 is agreed before the run (both sides can draw it from a seed), so it does not cross the noisy link.
-_NOISE_FREE: Final = frozenset({keys.INITIAL})
+# w_0 is agreed before the run (both sides can draw it from a seed), so it does not cross the noisy link; what
+# adapters share is indices, and is checked by a digest.
+_NOISE_FREE: Final = frozenset({keys.INITIAL, keys.SHARED})
 
 
 @register(

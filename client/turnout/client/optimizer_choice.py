@@ -145,7 +145,7 @@ def carried_names(options: TrainOptions) -> tuple[str, ...]:
     """Return the names of the records in which the optimizer's state travels, none unless it is sent."""
     if options.optimizer_state != "send":
         return ()
-    return tuple(keys.OPTIMIZER + name for name in _stateful(options))
+    return tuple(f"{keys.OPTIMIZER}.{name}" for name in _stateful(options))
 
 
 def _stateful(options: TrainOptions) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from turnout.wire.errors import ConfigError
 _ARRAYS: Final = "turnout.optimizer.arrays"
 _ABOUT: Final = "turnout.optimizer.about"
 _STEP: Final = "step"
+_RECORD: Final = f"{keys.OPTIMIZER}."
 # Second moments and sums of sizes: the mean that comes back must not make a root's argument negative.
 _NONNEGATIVE: Final = frozenset({"exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "grad_sum"})
 
@@ -131,7 +132,7 @@ class RoundOptimizer:
 
     def _adopt(self, optimizer: torch.optim.Optimizer, model: FlatModel, extra: Extra) -> None:
         names = carried_names(self.options)
-        received = {name.removeprefix(keys.OPTIMIZER): extra(name) for name in names}
+        received = {name.removeprefix(_RECORD): extra(name) for name in names}
         if any(vector is None for vector in received.values()):
             return  # The run's first round: there is no mean yet.
         rounds = self.config.get(keys.CARRIED_ROUNDS, 0)
@@ -158,7 +159,7 @@ class RoundOptimizer:
             if isinstance(optimizer, ModuleOptimizer):
                 state = optimizer.export(p)
             for name, vector in sent.items():
-                value = state.get(name.removeprefix(keys.OPTIMIZER))
+                value = state.get(name.removeprefix(_RECORD))
                 if value is not None:
                     vector[piece] = value.reshape(-1)
         return sent

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from turnout.client.options import TrainOptions
+from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import AdmmSolver, Vector
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError
@@ -25,12 +26,14 @@ from turnout.wire.errors import ConfigError
 class Outcome:
     """What a local update sends back: named vectors, and the mean loss it saw on its way.
 
-    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``records``
-    are no vectors of the model's size; they are sent as they are.
+    The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``metrics``
+    are further numbers to send beside those of every reply. ``records`` are no vectors of the model's size;
+    they are sent as they are.
     """
 
     vectors: dict[str, Tensor | Vector]
     train_loss: float | Vector
+    metrics: dict[str, float] = field(default_factory=dict)
     records: dict[str, ArrayRecord] = field(default_factory=dict)
 
 
@@ -148,6 +151,10 @@ class Work(ABC):
     def loss(self, batch: Any) -> Tensor:
         """Return the mean loss on a batch, for each client that has one."""
 
+    def probe(self, batch: Any) -> Tensor:
+        """Return the mean loss on a batch in evaluation mode, for one client."""
+        raise NotImplementedError
+
     @abstractmethod
     def gradient(self, batch: Any) -> Tensor:
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
@@ -181,6 +188,10 @@ class Work(ABC):
         Takes the configured number of steps or epochs. Without ``centre`` there is no proximal term, without
         ``linear`` no linear one. Minibatches are ordered as in ``server_round`` (None: the request's).
         """
+
+    @abstractmethod
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Open a local training for the parts of the model that have a say in it, and return them."""
 
     @abstractmethod
     def admm_solver(self, rho: float) -> AdmmSolver | None:

@@ -79,7 +79,8 @@ class ModuleOptimizer(torch.optim.Optimizer):
         if self.split_key is None or self.split_key[0] in group:
             return [group]
         key, method, other = self.split_key
-        matrices, rest = [], []
+        matrices: list[Any] = []
+        rest: list[Any] = []
         for item in group["params"]:
             p = item[1] if isinstance(item, tuple) else item  # Named parameters are pairs.
             (matrices if p.dim() >= 2 else rest).append(item)

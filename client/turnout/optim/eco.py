@@ -176,7 +176,8 @@ class _ECO(ModuleOptimizer):
 
 def _coefficient(group: Group, beta: float) -> float:
     """Return ``1 - a / beta``."""
-    return 1.0 - (1.0 - group["lr"] * group["weight_decay"]) / beta
+    a = 1.0 - group["lr"] * group["weight_decay"]
+    return float(1.0 - a / beta)
 
 
 @register("eco-sgd", kind="optimizer", paper="2601.22101")

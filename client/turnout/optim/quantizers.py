@@ -80,7 +80,7 @@ class IntegerGrid(Quantizer):
 
     def scale(self, weights: Tensor) -> Tensor:
         """Return the step of each row or block."""
-        return _absmax(weights, self.block) / (2 ** (self.bits - 1) - 1)
+        return _absmax(weights, self.block).div(2 ** (self.bits - 1) - 1)
 
     def steps(self, weights: Tensor, scale: Tensor | None) -> Tensor:
         """Return the scale: steps are alike in a row."""
@@ -90,7 +90,7 @@ class IntegerGrid(Quantizer):
     def limit(self, scale: Tensor | None) -> Tensor:
         """Return the point of the largest code."""
         assert scale is not None
-        return scale * (2 ** (self.bits - 1) - 1)
+        return scale.mul(2 ** (self.bits - 1) - 1)
 
 
 @dataclass(frozen=True)

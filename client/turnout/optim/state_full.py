@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -36,6 +36,7 @@ def state_full_step(
     moments = [state["exp_avg"] for state in states]
     for state in states:
         state["step"] += 1
+    steps: Sequence[Tensor] = moments
     if rule == "lion":
         steps = torch._foreach_lerp(moments, gradients, 1 - beta_1)
         torch._foreach_sign_(steps)
@@ -43,6 +44,5 @@ def state_full_step(
     else:
         torch._foreach_mul_(moments, beta_1)
         torch._foreach_add_(moments, gradients)
-        steps = moments
     for target, step in zip(targets, steps, strict=True):
         target.add_(step.to(target.dtype), alpha=-lr)

@@ -11,11 +11,14 @@ from turnout.tasks.external import External
 from turnout.tasks.task import AdmmSolver, ClientData, Task
 
 if _find_spec("torch") is not None:
+    from turnout.tasks.bilevel import BilevelTask
     from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
     from turnout.tasks.digits import Digits
     from turnout.tasks.fashion_mnist import FashionMnist, load_fashion_mnist
     from turnout.tasks.gaussian_mixture import GaussianMixture
     from turnout.tasks.grunfeld import Grunfeld
+    from turnout.tasks.hyper_cleaning import HyperCleaning
+    from turnout.tasks.hyper_representation import HyperRepresentation
     from turnout.tasks.least_squares import LeastSquaresTask
     from turnout.tasks.losses import known_loss
     from turnout.tasks.mnist5k import Mnist5k
@@ -30,10 +33,16 @@ if _find_spec("torch") is not None:
         Shards,
         make_partitioner,
     )
+    from turnout.tasks.permuted import Permuted
+    from turnout.tasks.planted_labels import PlantedLabels
+    from turnout.tasks.shakespeare_lm import ShakespeareLm
+    from turnout.tasks.vader_sentiment import VaderSentiment
+    from turnout.tasks.vision_transfer import VisionTransfer
     from turnout.tasks.wls import Wls
 
 __all__ = [
     "AdmmSolver",
+    "BilevelTask",
     "ClassificationTask",
     "ClientData",
     "Digits",
@@ -43,6 +52,8 @@ __all__ = [
     "FashionMnist",
     "GaussianMixture",
     "Grunfeld",
+    "HyperCleaning",
+    "HyperRepresentation",
     "Iid",
     "ImageTask",
     "LabelMix",
@@ -52,8 +63,13 @@ __all__ = [
     "Natural",
     "Partition",
     "Partitioner",
+    "Permuted",
+    "PlantedLabels",
+    "ShakespeareLm",
     "Shards",
     "Task",
+    "VaderSentiment",
+    "VisionTransfer",
     "Wls",
     "known_loss",
     "load_fashion_mnist",

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from turnout.tasks.losses import known_loss
 from turnout.tasks.models import image_model
-from turnout.tasks.partition import IntArray, Partition, Partitioner, make_partitioner
+from turnout.tasks.partition import IntArray, Partition, Partitioner, make_partitioner, natural_count
 from turnout.tasks.task import ClientData, Task, Vector
 from turnout.wire.errors import ConfigError
 
@@ -27,6 +27,16 @@ class Examples:
     def take(self, rows: IntArray) -> Examples:
         """Return the examples ``rows``."""
         return Examples(self.x[rows], self.labels[rows])
+
+    def sample(self, count: int | None, field: str, seed: int) -> Examples:
+        """Return ``count`` random examples, all when None; `ConfigError` about ``field`` if too many."""
+        if count is None:
+            return self
+        if not 1 <= count <= len(self.labels):
+            raise ConfigError(
+                f"{field}={count} is not possible; use 1 to {len(self.labels)} or leave it out."
+            )
+        return self.take(np.random.default_rng([seed, 0]).permutation(len(self.labels))[:count])
 
 
 def split_examples(examples: Examples, test_fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -54,10 +64,11 @@ class ClassificationTask(Task):
         train: Examples,
         test: Examples,
         *,
-        num_clients: int,
+        num_clients: int | None,
         partition: str | Partitioner,
         seed: int,
         partition_options: dict[str, Any],
+        groups: IntArray | None = None,
     ) -> None:
         if isinstance(partition, str):
             partition = make_partitioner(partition, **partition_options)
@@ -66,9 +77,11 @@ class ClassificationTask(Task):
                 f"partition options {sorted(partition_options)} go with a partition given by name; "
                 "set them on the partitioner object instead."
             )
+        if num_clients is None:
+            num_clients = natural_count(partition, groups)
         self.seed = seed
         self.num_clients = num_clients
-        self.partition: Partition = partition.split(train.labels, num_clients, seed=seed)
+        self.partition: Partition = partition.split(train.labels, num_clients, seed=seed, groups=groups)
         self._train = train
         self._test = test
         self._clients: dict[int, ClientData] = {}

@@ -25,13 +25,16 @@ class External(Task):
 
     model
         A safetensors file with the initial model.
+    app
+        The clients' Flower app, ``module:attribute``, for a simulation; a fleet's nodes name it themselves.
     """
 
     name = "external"
 
-    def __init__(self, *, model: str, num_clients: int) -> None:
+    def __init__(self, *, model: str, num_clients: int, app: str | None = None) -> None:
         check_count("num_clients", num_clients, low=1)
         self.num_clients = num_clients
+        self.app = app
         try:
             self._initial = read_model(model)
         except CheckpointError as error:

@@ -11,7 +11,7 @@ from turnout.tasks.classification import Examples, ImageTask
 from turnout.tasks.idx import find_idx, read_idx
 from turnout.tasks.partition import Partitioner
 from turnout.tasks.sources import check_sha256
-from turnout.wire.errors import ConfigError, DataError
+from turnout.wire.errors import DataError
 from turnout.wire.registry import register
 
 _DEBIAN_FOLDER: Final = Path("/usr/share/datasets/fashion-mnist")
@@ -57,17 +57,6 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> tuple[Examples, Ex
     return parts[0], parts[1]
 
 
-def _first(examples: Examples, field: str, count: int | None, seed: int) -> Examples:
-    """Return ``count`` random examples (all when None)."""
-    if count is None:
-        return examples
-    if not 1 <= count <= len(examples.labels):
-        raise ConfigError(
-            f"{field}={count} is not possible; use 1 to {len(examples.labels)} or leave it out."
-        )
-    return examples.take(np.random.default_rng([seed, 0]).permutation(len(examples.labels))[:count])
-
-
 @register("fashion-mnist", kind="task", summary="Fashion-MNIST 70,000 (Debian package or IDX files)")
 class FashionMnist(ImageTask):
     """Fashion-MNIST over clients, with its own train and test sets (60,000 and 10,000).
@@ -100,8 +89,8 @@ class FashionMnist(ImageTask):
         train, test = load_fashion_mnist(data_dir)
         self.side = train.x.shape[1]
         super().__init__(
-            _first(train, "train_examples", train_examples, seed),
-            _first(test, "test_examples", test_examples, seed),
+            train.sample(train_examples, "train_examples", seed),
+            test.sample(test_examples, "test_examples", seed),
             model=model,
             num_clients=num_clients,
             partition=partition,

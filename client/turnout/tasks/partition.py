@@ -224,14 +224,26 @@ class Natural:
         """Return one client per group; raises `ConfigError` unless ``num_clients`` is how many there are."""
         if groups is None:
             raise ConfigError("partition='natural' needs data with client ids; use 'dirichlet' or 'shards'.")
-        ids, counts = np.unique(groups, return_counts=True)
-        kept = ids[counts >= self.min_examples]
+        kept = self.kept(groups)
         if len(kept) != num_clients:
             raise ConfigError(
                 f"num_clients={num_clients} but the data has {len(kept)} natural clients with at least "
                 f"{self.min_examples} examples; use num_clients={len(kept)}."
             )
         return _partition([np.flatnonzero(groups == group) for group in kept], labels)
+
+    def kept(self, groups: IntArray) -> IntArray:
+        """Return the distinct ids in ``groups`` that become clients."""
+        ids, counts = np.unique(groups, return_counts=True)
+        large: IntArray = ids[counts >= self.min_examples]
+        return large
+
+
+def natural_count(partition: Partitioner, groups: IntArray | None) -> int:
+    """Return how many clients the data themselves have; `ConfigError` for a partition that needs a number."""
+    if groups is None or not isinstance(partition, Natural):
+        raise ConfigError("num_clients is missing: this partition does not say how many clients there are.")
+    return len(partition.kept(groups))
 
 
 _PAIR_SIZE: Final = 2

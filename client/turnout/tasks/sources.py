@@ -26,6 +26,12 @@ def package_file(package: str, relative: str, *, sha256: str, install: str) -> P
     return path
 
 
+def require_package(package: str, install: str) -> None:
+    """Raise `DataError` naming the command ``install`` unless the Python code ``package`` is installed."""
+    if find_spec(package) is None:
+        raise DataError(f"the Python package {package!r} is not installed; run: {install}")
+
+
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:
     """Raise `DataError` unless the file at ``path`` has the SHA-256 ``expected`` (hexadecimal)."""
     with path.open("rb") as stream:

@@ -20,12 +20,11 @@ Vector = NDArray
 
 # Building a module draws from torch's global generator; every build in Turnout goes through this lock, so
 # that a seeded build in one thread cannot be disturbed by a build in another.
-_building: Final = threading.Lock()
+building: Final = threading.RLock()
 # A forked process must not wait for a thread that it does not have.
 os.register_at_fork(
-    before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
+    before=building.acquire, after_in_parent=building.release, after_in_child=building.release
 )
-_EVALUATION_CHUNK: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,18 @@ class Task(ABC):
         Number of clients.
     seed
         Seeds the data's split and the initial model; the run's seed unless it is given.
+    chunk_size
+        Examples that go through the model at once where a whole set does: bounds the memory.
     """
 
     name: str
     num_clients: int
     seed: int = 0
+    chunk_size: int = 2048
+    target_modules: tuple[str, ...] | None = None
+    """Layers that adapters are put on unless their configuration says otherwise; None: every linear one."""
+    modules_to_save: tuple[str, ...] | None = None
+    """Modules that train whole beside adapters unless their configuration says otherwise: a new head."""
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -85,6 +91,13 @@ class Task(ABC):
     def test_data(self) -> ClientData | None:
         """Return the server's held-out examples, or None when the task has none."""
         return None
+
+    def examples_at(self, data: ClientData, server_round: int) -> ClientData:
+        """Return what of a client's examples ``data`` it trains on in ``server_round``. Default: all.
+
+        For sequences of tasks; the number of examples stays the same.
+        """
+        return data
 
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of ``client``."""
@@ -108,15 +121,17 @@ class Task(ABC):
         """Return `model` built under ``seed``; torch's global generator is left as it was."""
         import torch
 
-        with _building, torch.random.fork_rng(devices=[]):
+        with building, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.model()
 
     def initial_arrays(self) -> ArrayRecord:
-        """Return the initial model of a run, drawn from the task's ``seed``."""
+        """Return the initial model of a run, drawn from the task's ``seed``: of it, what travels."""
+        from turnout.tasks.travelling import travelling
+
         record = ArrayRecord()
-        for name, tensor in self.seeded_model(self.seed).state_dict().items():
-            record[name] = as_array(tensor.numpy())
+        for name, tensor in travelling(self.seeded_model(self.seed)).items():
+            record[name] = as_array(tensor.detach().numpy())
         return record
 
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
@@ -124,13 +139,19 @@ class Task(ABC):
         data = self.test_data()
         if data is None:
             return {}
+        return self.evaluate_model(self.loaded_model(arrays), data)
+
+    def loaded_model(self, arrays: ArrayRecord) -> nn.Module:
+        """Return the model whose travelling tensors are ``arrays``."""
         import torch
+
+        from turnout.tasks.travelling import travelling
 
         model = self.seeded_model(self.seed)
         with torch.no_grad():
-            for name, tensor in model.state_dict().items():
+            for name, tensor in travelling(model).items():
                 tensor.copy_(torch.tensor(view(arrays[name])))
-        return self.evaluate_model(model, data)
+        return model
 
     def evaluate_model(self, model: nn.Module, data: ClientData) -> dict[str, float]:
         """Return `metrics` of ``model`` in evaluation mode on ``data``, in chunks that bound the memory."""
@@ -140,8 +161,8 @@ class Task(ABC):
         training = model.training
         model.eval()
         with torch.no_grad():
-            for start in range(0, len(data), _EVALUATION_CHUNK):
-                x, y = data.x[start : start + _EVALUATION_CHUNK], data.y[start : start + _EVALUATION_CHUNK]
+            for start in range(0, len(data), self.chunk_size):
+                x, y = data.x[start : start + self.chunk_size], data.y[start : start + self.chunk_size]
                 for name, value in self.metrics(model(x), y).items():
                     totals[name] = totals.get(name, 0.0) + value * (len(y) / len(data))
         model.train(training)

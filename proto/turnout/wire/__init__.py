@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.wire.arrays import NDArray, as_array, as_bf16_array, view
+from turnout.wire.arrays import NDArray, as_array, as_bf16_array, as_sign_array, view
 from turnout.wire.checkpoint import load_checkpoint, save_checkpoint
 from turnout.wire.errors import (
     CheckpointError,
@@ -15,6 +15,7 @@ from turnout.wire.errors import (
 )
 from turnout.wire.layout import ParameterLayout, TensorSpec
 from turnout.wire.registry import MethodEntry, find, methods, register
+from turnout.wire.shared_digest import shared_digest
 
 __all__ = [
     "CheckpointError",
@@ -29,11 +30,13 @@ __all__ = [
     "TurnoutError",
     "as_array",
     "as_bf16_array",
+    "as_sign_array",
     "find",
     "load_checkpoint",
     "methods",
     "register",
     "save_checkpoint",
+    "shared_digest",
     "unknown_name",
     "view",
 ]

@@ -17,6 +17,7 @@ NDArray = np.ndarray[Any, np.dtype[Any]]
 """A NumPy array of any shape and dtype."""
 
 BF16_STYPE: Final = "turnout.bf16"
+SIGN_STYPE: Final = "turnout.sign"
 _READERS: Final = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -46,10 +47,19 @@ def as_bf16_array(ndarray: NDArray) -> Array:
     return Array("bfloat16", tuple(ndarray.shape), BF16_STYPE, rounded.tobytes())
 
 
-def view(array: Array) -> NDArray:
-    """Return the content of ``array`` as a read-only ndarray, without copying except for bfloat16.
+def as_sign_array(ndarray: NDArray) -> Array:
+    """Encode only the signs of a float32 array, one bit each: ``ceil(n / 8)`` bytes for n numbers.
 
-    bfloat16 comes back as float32. Raises `LayoutError` when the bytes do not hold what the array declares.
+    `view` gives back +1 where a number was 0 or more, and -1 elsewhere, as float32.
+    """
+    bits = np.packbits(ndarray.reshape(-1) >= 0)
+    return Array("float32", tuple(ndarray.shape), SIGN_STYPE, bits.tobytes())
+
+
+def view(array: Array) -> NDArray:
+    """Return the content of ``array`` as a read-only ndarray, without copying except for bfloat16 and signs.
+
+    These two come back as float32. Raises `LayoutError` when the bytes do not hold what the array declares.
     """
     if isinstance(array, LazyArray):
         return array.ndarray
@@ -57,8 +67,11 @@ def view(array: Array) -> NDArray:
         return _npy_view(array)
     if array.stype == BF16_STYPE:
         return _bf16_view(array)
+    if array.stype == SIGN_STYPE:
+        return _sign_view(array)
     raise LayoutError(
-        f"array has stype {array.stype!r}, which cannot be read; use {NUMPY_STYPE!r} or {BF16_STYPE!r}."
+        f"array has stype {array.stype!r}, which cannot be read; use {NUMPY_STYPE!r}, {BF16_STYPE!r} or "
+        f"{SIGN_STYPE!r}."
     )
 
 
@@ -94,3 +107,15 @@ def _bf16_view(array: Array) -> NDArray:
         )
     bits = np.frombuffer(array.data, dtype=np.uint16).astype(np.uint32) << 16
     return bits.view(np.float32).reshape(array.shape)
+
+
+def _sign_view(array: Array) -> NDArray:
+    count = _elements(array)
+    if len(array.data) != -(-count // 8):
+        raise LayoutError(
+            f"sign array of shape {tuple(array.shape)} needs {-(-count // 8)} bytes, got {len(array.data)}."
+        )
+    bits = np.unpackbits(np.frombuffer(array.data, dtype=np.uint8), count=count)
+    signs = np.where(bits, np.float32(1), np.float32(-1)).reshape(array.shape)
+    signs.flags.writeable = False
+    return signs

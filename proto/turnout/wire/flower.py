@@ -2,7 +2,7 @@
 
 Flower 1.41 makes only ``flwr.app``, ``flwr.serverapp``, ``flwr.clientapp`` and their documented submodules
 public. An engine also needs to create messages outside a Flower process, to number them, and to name the
-types in ``Grid``'s signatures; those touches live here and `tests/wire/test_flower_contract.py` pins them.
+types in ``Grid``'s signatures; those touches live here, and `tests/flower/contract` pins them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "IDENTITY",
+    "LOST",
     "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
     "REPLY_REFUSED",
@@ -41,6 +43,7 @@ __all__ = [
     "NodeInfo",
     "Run",
     "array_record",
+    "drop_encodings",
     "dtype_name",
     "ensure_identity",
     "error_reply",
@@ -55,8 +58,14 @@ __all__ = [
 
 CLIENT_APP_RAISED: Final[int] = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE: Final[int] = ErrorCode.NODE_UNAVAILABLE
+LOST: Final[frozenset[int]] = frozenset(
+    {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
+)
+"""Codes of errors that say nothing of the client's app: its node, or a message, was lost on the way."""
 REPLY_REFUSED: Final[int] = 40_001
 """Ours: the engine refused a client's reply; the error's reason is ``slug: detail``."""
+IDENTITY: Final = "query.identity"
+"""The type of the message that asks a node on Flower's engines which client it is."""
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 NUMPY_STYPE: Final = "numpy.ndarray"
@@ -182,6 +191,13 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     stay in memory until the garbage collector runs: twenty models and more.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
+def drop_encodings(content: RecordDict) -> None:
+    """Let go of the ``.npy`` bytes that a transport asked for; they are made again if it asks again."""
+    for record in records_of(content, ArrayRecord).values():
+        for array in record.values():
+            array.__dict__.pop("_encoded", None)
 
 
 def local_run() -> Run:

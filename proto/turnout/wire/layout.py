@@ -17,7 +17,8 @@ from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
 
 _FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
-_BATCH_NORM: Final = ("running_mean", "running_var", "num_batches_tracked")
+# Batch norm calls its averages so, and adapters the scores that they collect.
+_STATISTICS: Final = "running_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class ParameterLayout:
     """Names, shapes, dtypes and offsets of a model's tensors, in ``state_dict`` order.
 
     Float parameters form one contiguous vector of ``size`` numbers: float32, or float64 when any of them is
-    float64. Integer tensors and batch-norm statistics are ``buffers``; they travel beside the vector.
+    float64. Integer tensors and running statistics (batch norm's, adapters') are ``buffers``; they travel
+    beside the vector.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -49,7 +51,7 @@ class ParameterLayout:
         """Read the layout off ``record``.
 
         ``buffer_names`` says which tensors are buffers; by default those that are not floats and those
-        named like batch-norm statistics. Raises `LayoutError` when there is no float parameter.
+        whose own name begins with ``running_``. Raises `LayoutError` when there is no float parameter.
         """
         tensors: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
@@ -57,7 +59,8 @@ class ParameterLayout:
         for name, array in record.items():
             shape = tuple(int(n) for n in array.shape)
             size = int(np.prod(shape, dtype=np.int64))
-            named = name.endswith(_BATCH_NORM) if buffer_names is None else name in buffer_names
+            own = name.rpartition(".")[2]
+            named = own.startswith(_STATISTICS) if buffer_names is None else name in buffer_names
             if named or array.dtype not in _FLOATS:
                 buffers.append(TensorSpec(name, shape, array.dtype, 0, size))
             else:

@@ -168,18 +168,22 @@ def unpack(layout: BlockLayout, block: NDArray) -> ArrayRecord:
     return array_record(arrays)
 
 
-def differing(expected: BlockLayout, got: BlockLayout) -> str | None:
-    """Say how ``got`` differs from ``expected``, None when they agree.
+def differing(expected: BlockLayout, got: BlockLayout, *, partial: bool = False) -> str | None:
+    """Say how ``got`` differs from ``expected``, None when they agree; ``partial`` allows fewer arrays.
 
     Arrays in an encoding of their own (compressed) are for their decoder to judge.
     """
-    names = [spec.name for spec in expected.specs]
+    wanted = expected.specs
+    if partial:
+        left = {spec.name for spec in got.specs}
+        wanted = tuple(spec for spec in wanted if spec.name in left)
+    names = [spec.name for spec in wanted]
     if [spec.name for spec in got.specs] != names:
         known, given = set(names), {spec.name for spec in got.specs}
         return (
             f"arrays missing {sorted(known - given)[:3]}, unknown {sorted(given - known)[:3]}, or reordered"
         )
-    for want, have in zip(expected.specs, got.specs, strict=True):
+    for want, have in zip(wanted, got.specs, strict=True):
         if have.stype == NUMPY_STYPE and (have.shape, have.dtype) != (want.shape, want.dtype):
             return (
                 f"array {have.name[:_MAX_SHOWN]!r} is {have.dtype}{list(have.shape)}, "

@@ -189,7 +189,7 @@ class _Stream:
     def __init__(self, seed: int, noise: NoiseName) -> None:
         self._philox = np.random.Philox(key=np.array([seed, 0], np.uint64))
         self._normal = np.random.Generator(self._philox)
-        self._state: dict[str, Any] = dict(self._philox.state)
+        self._state: Any = dict(self._philox.state)
         self._key = np.array([seed, 0], np.uint64)
         self._noise = noise
 

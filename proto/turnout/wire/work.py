@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from turnout.v1 import fleet_pb2 as pb
+from turnout.wire import keys
 from turnout.wire.arrays import NDArray
 from turnout.wire.checksums import checksum
 from turnout.wire.errors import LayoutError
@@ -49,12 +50,16 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWork:
-    """A serialised `pb.Work` with what it refers to."""
+    """A serialised `pb.Work` with what it refers to.
+
+    ``partial`` says that the reply may leave out some of the arrays.
+    """
 
     head: bytes
     payloads: tuple[Payload, ...]
     layouts: Mapping[str, BlockLayout]
     size: int
+    partial: bool
 
 
 class WorkEncoder:
@@ -78,7 +83,7 @@ class WorkEncoder:
         work = pb.Work(message_type=message_type, group=group, server_round=self._round)
         payloads: list[Payload] = []
         layouts: dict[str, BlockLayout] = {}
-        size = 0
+        size, partial = 0, False
         for name, record in content.items():
             entry = work.records.add(name=name)
             if isinstance(record, ArrayRecord):
@@ -92,7 +97,8 @@ class WorkEncoder:
                 entry.metrics.CopyFrom(encode_scalars(record))
             else:
                 entry.config.CopyFrom(encode_scalars(record))
-        return EncodedWork(work.SerializeToString(), tuple(payloads), layouts, size)
+                partial = partial or bool(record.get(keys.PARTIAL))
+        return EncodedWork(work.SerializeToString(), tuple(payloads), layouts, size, partial)
 
     def _block(self, record: ArrayRecord) -> tuple[pb.ArrayBlock, BlockLayout, Payload | None]:
         known = self._blocks.get(id(record))

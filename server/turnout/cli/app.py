@@ -7,7 +7,10 @@ import typer
 from turnout.cli.certs import app as certs
 from turnout.cli.client import client
 from turnout.cli.dashboard import dashboard
+from turnout.cli.data import app as data
+from turnout.cli.edit import edit
 from turnout.cli.enrol import enrol
+from turnout.cli.export import export
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
 from turnout.cli.reproduce import reproduce
@@ -28,10 +31,13 @@ app.command()(simulate)
 app.command()(server)
 app.command()(client)
 app.command()(enrol)
+app.command()(edit)
 app.command()(dashboard)
+app.command()(export)
 app.command()(methods)
 app.command()(reproduce)
 app.add_typer(certs, name="certs")
+app.add_typer(data, name="data")
 app.add_typer(runs, name="runs")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 import sys
@@ -200,6 +199,8 @@ def _choose(
     if app is not None and file is not None:
         raise ConfigError(f"--app {app} and {file} both say what clients do; give one of them.")
     if app is not None:
+        from turnout.experiment.own_app import load_app
+
         return load_app(app), None, device or ""  # What the app uses is its own affair.
     # Here and not at the first message, so that the server hears of the right device.
     described = _describe(device)
@@ -216,38 +217,6 @@ def _choose(
         raise ConfigError(f"{file}: task.name = {EXTERNAL!r} brings no app; give --app MODULE:ATTRIBUTE.")
     task = make_task(experiment)
     return make_app(experiment, task, device=device), lambda c, _: task.num_examples(c), described
-
-
-def load_app(path: str) -> ClientApp:
-    """Return the ClientApp that ``module:attribute`` names; modules are looked for from here as well.
-
-    Raises `ConfigError`.
-    """
-    from flwr.clientapp import ClientApp
-
-    from turnout.wire import ConfigError
-
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(f"--app {path!r}: write MODULE:ATTRIBUTE, for example --app my_app:app.")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(f"--app {path}: {module_name} needs {error.name!r}; install it.") from error
-        raise ConfigError(f"--app {path}: no module {error.name!r} in {here} or installed.") from error
-    except Exception as error:
-        raise ConfigError(f"--app {path}: {module_name} raised {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"--app {path}: {module_name} has no {attribute!r}.")
-        found = getattr(found, part)
-    if not isinstance(found, ClientApp):
-        raise ConfigError(f"--app {path} is a {type(found).__name__}; it must be a Flower ClientApp.")
-    return found
 
 
 def _describe(device: str | None) -> str:

@@ -106,15 +106,19 @@ class Output:
 
     def __enter__(self) -> Output:
         root = logging.getLogger("turnout")
-        self._levels = {name: logging.getLogger(name).level for name in ("turnout", "flwr", _SECURITY)}
+        self._levels = {name: logging.getLogger(name).level for name in ("turnout", _SECURITY)}
         usual, more = (logging.INFO, logging.DEBUG) if self.as_log else (logging.ERROR, logging.INFO)
         root.setLevel(more if self.verbose else usual)
         root.addHandler(self._handler)
         if not self.verbose:  # Whoever runs a server must hear of someone who tries a foreign name.
             logging.getLogger(_SECURITY).setLevel(logging.WARNING)
-        # Flower brings its own handler; its talk of rounds would interleave with ours.
-        logging.getLogger("flwr").setLevel(logging.INFO if self.verbose else logging.ERROR)
+        # Flower brings its own handler, and sets its own level when it is imported; its talk of rounds would
+        # interleave with ours.
+        logging.getLogger("flwr").addFilter(self._worth_showing)
         return self
+
+    def _worth_showing(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= (logging.INFO if self.verbose else logging.ERROR)
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -125,6 +129,7 @@ class Output:
             raise typer.Exit(self._report(error)) from error
         finally:
             logging.getLogger("turnout").removeHandler(self._handler)
+            logging.getLogger("flwr").removeFilter(self._worth_showing)
             for name, level in self._levels.items():
                 logging.getLogger(name).setLevel(level)
 

@@ -172,7 +172,7 @@ def _next_steps(
     output.say(
         f"Model        {summary.directory / 'model' / 'model.safetensors'}", markup=False, soft_wrap=True
     )
-    if experiment.task.name != "external":  # Which cannot be simulated.
+    if experiment.task.name != "external":  # Which few strategies can do with.
         _suggest_comparison(experiment, summary, output, file)
     output.say(f"Look closer  turnout runs show {summary.run_id}", markup=False)
 

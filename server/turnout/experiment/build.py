@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from turnout.experiment.check import KNOWN, blamed
-from turnout.experiment.methods import load_methods
+from turnout.experiment.methods import find_strategy, load_methods
 from turnout.experiment.model import Experiment
 from turnout.experiment.options import NONE_WORD, accepted_options
 from turnout.experiment.participation import Clients, build_participation
@@ -23,6 +23,7 @@ from turnout.wire import ConfigError, find
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+    from turnout.peft import AdapterConfig
     from turnout.tasks import Task
 
 T = TypeVar("T")
@@ -44,14 +45,10 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
     Raises `ConfigError` with the place of the value that does not fit, `DataError` when data are missing.
     """
     if experiment.task.name == EXTERNAL:
-        raise experiment.source.error(
-            ("task", "name"),
-            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; run "
-            "turnout server FILE, and turnout client --app MODULE:ATTRIBUTE for its clients.",
-        )
+        _own_app(experiment)  # Without one there is nothing to read data for.
     data = make_task(experiment) if task is None else task
     participation = make_participation(experiment, data)
-    strategy = make_strategy(experiment, data.num_clients, participation)
+    strategy = make_strategy(experiment, data.num_clients, participation, lambda: data)
     app = make_app(experiment, data)
     simulation = experiment.simulation
     grid = _made(
@@ -73,7 +70,9 @@ def build(experiment: Experiment, *, task: Task | None = None) -> Federation:
 
 def make_task(experiment: Experiment) -> Task:
     """Return the task, its data read. Raises `ConfigError` with the value's place, `DataError`."""
-    return _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    task = _made(experiment, "task", experiment.task.options, lambda: _build_task(experiment))
+    options = experiment.peft.options if experiment.peft is not None else ()
+    return _made(experiment, "peft", options, lambda: _adapted(experiment, task))
 
 
 def make_participation(experiment: Experiment, clients: Clients) -> ParticipationModel:
@@ -88,19 +87,30 @@ def make_participation(experiment: Experiment, clients: Clients) -> Participatio
 
 
 def make_strategy(
-    experiment: Experiment, num_clients: int, participation: ParticipationModel
+    experiment: Experiment,
+    num_clients: int,
+    participation: ParticipationModel,
+    task: Callable[[], Task],
 ) -> StreamingStrategy:
-    """Return the strategy. Raises `ConfigError` with the value's place."""
-    return _made(
+    """Return the strategy; ``task`` is asked for what adapters share. Raises `ConfigError` with the place."""
+    strategy = _made(
         experiment,
         "strategy",
         experiment.strategy.options,
         lambda: _build_strategy(experiment, num_clients, participation),
     )
+    if experiment.peft is not None:
+        from turnout.experiment.adapters import couple
+
+        options, steps = experiment.peft.options, _spoken(experiment.client).get("local_steps")
+        _made(experiment, "peft", options, lambda: couple(strategy, _config(experiment), task, steps))
+    return strategy
 
 
 def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -> ClientApp:
     """Return the clients' app; ``device`` replaces the experiment's. Raises `ConfigError`."""
+    if experiment.task.name == EXTERNAL:
+        return _own_app(experiment)
     from turnout.client.app import client_app
 
     options = _spoken({"seed": experiment.run.seed, **experiment.client})
@@ -114,6 +124,23 @@ def make_app(experiment: Experiment, task: Task, *, device: str | None = None) -
     )
 
 
+def _own_app(experiment: Experiment) -> ClientApp:
+    path = experiment.task.options.get("app")
+    if path is None:
+        raise experiment.source.error(
+            ("task", "name"),
+            f"task.name = {EXTERNAL!r} has no data and no clients of its own, so it cannot be simulated; "
+            'name their Flower app (task.app = "module:attribute"), or run turnout server FILE, and turnout '
+            "client --app MODULE:ATTRIBUTE for its clients.",
+        )
+    from turnout.experiment.own_app import load_app
+
+    try:
+        return load_app(path, "task.app")
+    except ConfigError as error:
+        raise experiment.source.error(("task", "app"), str(error)) from error
+
+
 def _build_task(experiment: Experiment) -> Task:
     load_methods()  # A resumed run was not checked again.
     target = find("task", experiment.task.name).target
@@ -122,6 +149,26 @@ def _build_task(experiment: Experiment) -> Task:
         options.setdefault("seed", experiment.run.seed)
     task: Task = target(**options)
     return task
+
+
+def _adapted(experiment: Experiment, task: Task) -> Task:
+    """Return ``task`` with the experiment's adapters on its model."""
+    if experiment.peft is None:
+        return task
+    from turnout.peft import AdaptedTask
+
+    adapted = AdaptedTask(task, _config(experiment))
+    adapted.model()  # What does not fit the model fails here, not in the first client.
+    return adapted
+
+
+def _config(experiment: Experiment) -> AdapterConfig:
+    """Return the configuration of the experiment's adapters."""
+    load_methods()
+    assert experiment.peft is not None
+    options = _spoken({"seed": experiment.run.seed, **experiment.peft.options})
+    config: AdapterConfig = find("adapter", experiment.peft.name).target(**options)
+    return config
 
 
 def _build_strategy(
@@ -134,7 +181,7 @@ def _build_strategy(
         missing = not rates.all()
         options["participation"] = {i: float(p) for i, p in enumerate(rates) if p > 0} if missing else rates
     options.setdefault("seed", experiment.run.seed)
-    strategy: StreamingStrategy = find("strategy", experiment.strategy.name).target(**options)
+    strategy: StreamingStrategy = find_strategy(experiment.strategy.name).target(**options)
     cohort = getattr(strategy, "clients_per_round", None)
     if cohort is not None and cohort > num_clients:
         raise ConfigError(

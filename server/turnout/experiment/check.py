@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from turnout.experiment.methods import has_torch
+from turnout.experiment.methods import find_strategy, has_torch
 from turnout.experiment.options import (
     NONE_WORD,
     Option,
@@ -30,7 +30,10 @@ _HIDDEN: Final[Mapping[str, Collection[str]]] = {
     "participation": ("num_clients", "probabilities"),
     "strategy": (),
     "link": (),
+    "peft": (),
 }
+# What methods of a section are registered as, where it is not the section's name.
+_KINDS: Final = {"peft": "adapter"}
 _PYDANTIC: Final = {
     "int_type": "must be a whole number.",
     "float_type": "must be a number.",
@@ -68,12 +71,20 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
             )
         ]
     checked, problems = dict(values), []
-    for section in ("task", "strategy", "participation", "link"):
+    for section in ("task", "peft", "strategy", "participation", "link"):
         method = values.get(section)
         if method is not None:
             checked[section], found = check_method(section, method)
             problems += found
     if external:
+        if values.get("peft") is not None:
+            problems.append(
+                Problem(
+                    ("peft",),
+                    f"[peft] has no effect: task.name = {EXTERNAL!r} leaves the model to the clients' own "
+                    "app; remove the section.",
+                )
+            )
         checked["client"] = {}  # Nobody reads it: how its clients train is their app's affair.
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
@@ -100,7 +111,7 @@ def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
     from turnout.client import TrainOptions
     from turnout.client.optimizer_choice import carried_names
 
-    options = {key: None if value == NONE_WORD else value for key, value in client.items()}
+    options: dict[str, Any] = {key: None if value == NONE_WORD else value for key, value in client.items()}
     names = list(carried_names(TrainOptions(**options)))
     others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
     return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})
@@ -110,8 +121,12 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     """Return a section that names a method, options converted and defaults filled in, and what is wrong."""
     key = "model" if section == "participation" else "name"
     try:
-        target = find(section, method.name).target
-        key = "partition"
+        entry = (
+            find_strategy(method.name)
+            if section == "strategy"
+            else find(_KINDS.get(section, section), method.name)
+        )
+        target, key = entry.target, "partition"
         known = _known_options(section, method, target)
     except ConfigError as error:
         return method, [Problem((section, key), f"{section}.{key}: {error}")]
@@ -134,7 +149,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
     if section == "strategy" and not problems:
         extra, found = _check_strategy(target, values, extra, known)
         problems += found
-    if section == "link" and not problems:
+    if section in ("link", "peft") and not problems:
         problems += _attempt(section, values, lambda: target(**values))
     return Method(name=method.name, options={**_filled(values, known, hidden), **extra}), problems
 
@@ -170,7 +185,7 @@ def _check_alias(name: str, settings: Any) -> list[Problem]:
     client = settings.get("client", {})
     options = {key: value for key, value in settings.items() if key not in ("name", "client")}
     try:
-        target = find("strategy", slug).target
+        target = find_strategy(slug).target
     except ConfigError as error:
         hint = f' To give a strategy another name, add name = "..." to [{section}].' if slug == name else ""
         return [Problem(("strategies", name), f"{section}: {error}{hint}")]

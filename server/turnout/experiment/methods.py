@@ -7,10 +7,19 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
-SERVER_PACKAGES: Final = ("turnout.strategies", "turnout.simulation")
+from turnout.wire import find
+from turnout.wire.registry import MethodEntry
+
+SERVER_PACKAGES: Final = ("turnout.strategies", "turnout.strategies.stock_names", "turnout.simulation")
 """What a server needs of an experiment that was checked before; imports no PyTorch."""
 _TASKS: Final = "turnout.tasks"
-_CLIENTS: Final = ("turnout.client.app", "turnout.client.mods", "turnout.optim")
+_CLIENTS: Final = (
+    "turnout.client.app",
+    "turnout.client.mods",
+    "turnout.client.stock_mods",
+    "turnout.optim",
+    "turnout.peft",
+)
 
 
 def has_torch() -> bool:
@@ -24,3 +33,10 @@ def load_methods(*packages: str) -> None:
     clients = _CLIENTS if has_torch() else ()
     for package in packages or (*SERVER_PACKAGES, _TASKS, *clients):
         importlib.import_module(package)
+
+
+def find_strategy(name: str) -> MethodEntry:
+    """Return the strategy ``name``, or Flower's when it begins with ``flwr:``; `ConfigError` if unknown."""
+    from turnout.strategies.stock_names import KIND, PREFIX
+
+    return find(KIND if name.startswith(PREFIX) else "strategy", name)

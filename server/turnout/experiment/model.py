@@ -10,29 +10,30 @@ from typing import Any, Final
 from pydantic import Field, PrivateAttr, ValidationError
 
 from turnout.experiment.check import check_experiment, check_method, check_section
-from turnout.experiment.methods import SERVER_PACKAGES, load_methods
+from turnout.experiment.methods import SERVER_PACKAGES, find_strategy, load_methods
 from turnout.experiment.options import NONE_WORD, Problem
 from turnout.experiment.sections import FleetSection, Method, RunSection, Section, SimulationSection
 from turnout.experiment.source import KeyPath, Source, apply_overrides, read_toml
-from turnout.wire import ConfigError, find, unknown_name
+from turnout.wire import ConfigError, unknown_name
 
 FIXED: Final[Mapping[str, type[Section]]] = {
     "run": RunSection,
     "simulation": SimulationSection,
     "fleet": FleetSection,
 }
-SECTIONS: Final = ("task", "client", "strategy", "participation", "link", "strategies", *FIXED)
+SECTIONS: Final = ("task", "peft", "client", "strategy", "participation", "link", "strategies", *FIXED)
 
 
 class Experiment(Section):
     """A checked experiment. Make one with `load_experiment` or `Experiment.from_dict`.
 
-    The options of ``task``, ``client``, ``strategy``, ``participation`` and ``link`` are those of the classes
-    they name, defaults filled in. ``strategies`` holds the settings that `variant` applies.
+    The options of ``task``, ``peft``, ``client``, ``strategy``, ``participation`` and ``link`` are those of
+    the classes they name, defaults filled in. ``strategies`` holds the settings that `variant` applies.
     """
 
     run: RunSection = RunSection()
     task: Method
+    peft: Method | None = None
     client: dict[str, Any] = Field(default_factory=dict)
     strategy: Method
     participation: Method
@@ -97,7 +98,7 @@ class Experiment(Section):
         settings = dict(self.strategies.get(name, {}))
         client = settings.pop("client", {})
         slug = settings.pop("name", name)
-        find("strategy", slug)
+        find_strategy(slug)
         own = self.strategy.options if slug == self.strategy.name else {}
         data = self.resolved()
         data["strategy"] = {"name": slug, **_table(own), **settings}
@@ -121,6 +122,8 @@ class Experiment(Section):
             "simulation": _table(self.simulation.model_dump()),
             "fleet": _table(self.fleet.model_dump()),
         }
+        if self.peft is not None:
+            table["peft"] = _table(self.peft.as_table())
         if self.link is not None:
             table["link"] = _table(self.link.as_table())
         return table
@@ -179,7 +182,13 @@ def _parse_method(section: str, table: Mapping[str, Any]) -> tuple[Method | None
         return None, [Problem((section,), str(error))]
 
 
-_EXAMPLES = {"task": "digits", "strategy": "fedavg", "participation": "bernoulli", "link": "noisy"}
+_EXAMPLES = {
+    "task": "digits",
+    "peft": "lora",
+    "strategy": "fedavg",
+    "participation": "bernoulli",
+    "link": "noisy",
+}
 
 
 def _table(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Served:
     @cached_property
     def strategy(self) -> StreamingStrategy:
         """The strategy, new."""
-        return make_strategy(self.experiment, self.num_clients, self.participation)
+        return make_strategy(self.experiment, self.num_clients, self.participation, lambda: self.task)
 
     @cached_property
     def initial(self) -> ArrayRecord:
@@ -335,7 +335,9 @@ def for_clients(experiment: Experiment) -> str:
     if experiment.task.name == EXTERNAL:
         return ""
     whole = experiment.resolved()
-    shared: dict[str, Any] = {name: whole[name] for name in ("task", "client", "link") if name in whole}
+    shared: dict[str, Any] = {
+        name: whole[name] for name in ("task", "peft", "client", "link") if name in whole
+    }
     return tomli_w.dumps({"run": {"seed": experiment.run.seed}, **shared})
 
 

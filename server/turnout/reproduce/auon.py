@@ -59,6 +59,8 @@ class Sizes:
 
 
 FULL: Final = Sizes()
+Job = tuple[str, str, float, int, Sizes]
+"""What is measured, method, learning rate, seed, sizes."""
 
 
 class Momentum(torch.optim.Optimizer):
@@ -97,7 +99,7 @@ def make_optimizers(method: str, module: nn.Module, lr: float) -> Sequence[torch
     return [main, *adam]
 
 
-def measure(job: tuple[str, str, float, int, Sizes]) -> Any:
+def measure(job: Job) -> Any:
     """Return a run on the digits, the excess loss of the regression, or times and condition numbers."""
     kind, method, rate, seed, sizes = job
     with one_torch_thread():
@@ -139,10 +141,10 @@ def _conditions(seed: int) -> dict[str, float]:
     ratios = {}
     for method in (NSGDM, PAPER, HYBRID_1, HYBRID_5, MUON):
         module = perceptron(WIDTHS, seed)
-        weight = module[2].weight
+        weight = list(module.parameters())[2]
         optimizers = make_optimizers(method, module, 0.01)
         generator = torch.Generator().manual_seed(seed)
-        before = weight
+        before: Tensor = weight.detach()
         for _ in range(10):
             x = torch.randn(64, 64, generator=generator)
             y = torch.randint(0, 10, (64,), generator=generator)
@@ -181,16 +183,25 @@ def _seconds(repeats: int, size: int) -> dict[str, float]:
 def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int | None = None) -> StudyReport:
     """One number per tensor: AuON against normalised momentum, SGD, Muon and AdamW, all tuned."""
     started = time.perf_counter()
-    jobs: list[tuple[str, str, float, int, Sizes]] = [
-        (kind, method, rate, seed, sizes)
-        for seed in range(sizes.seeds)
+    jobs: list[Job] = [
+        (kind, method, rate, 0, sizes)
         for method, grid in GRIDS.items()
         for rate in grid
         for kind in ("digits", "regression")
     ]
     jobs += [("conditions", "", 0.0, 0, sizes), ("seconds", "", 0.0, 0, sizes)]
-    results = run_jobs(measure, jobs, what="a number per tensor", progress=progress, workers=workers)
-    found = Found({job[:4]: result for job, result in zip(jobs, results, strict=True)}, sizes)
+    results = run_jobs(measure, jobs, what="learning rates", progress=progress, workers=workers)
+    runs = {job[:4]: result for job, result in zip(jobs, results, strict=True)}
+    tuned = Found(runs, sizes)
+    jobs = [
+        (kind, method, tuned.rate(kind, method), seed, sizes)
+        for method in GRIDS
+        for kind in ("digits", "regression")
+        for seed in range(1, sizes.seeds)
+    ]
+    results = run_jobs(measure, jobs, what="other seeds", progress=progress, workers=workers) if jobs else []
+    runs |= {job[:4]: result for job, result in zip(jobs, results, strict=True)}
+    found = Found(runs, sizes)
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
@@ -210,19 +221,16 @@ class Found:
     runs: Mapping[tuple[str, str, float, int], Any]
     sizes: Sizes
 
-    def mean(self, kind: str, method: str, rate: float, what: Callable[[Any], float]) -> float:
-        """Return a figure averaged over the seeds."""
-        return mean(what(self.runs[kind, method, rate, seed]) for seed in range(self.sizes.seeds))
-
     def rate(self, kind: str, method: str) -> float:
-        """Return the best learning rate: of the final training loss, or the regression's."""
+        """Return the best learning rate for the first seed, by the final training loss."""
         read = _loss if kind == "digits" else float
-        rate: float = best({r: self.mean(kind, method, r, read) for r in GRIDS[method]})
+        rate: float = best({r: read(self.runs[kind, method, r, 0]) for r in GRIDS[method]})
         return rate
 
     def tuned(self, kind: str, method: str, what: Callable[[Any], float]) -> float:
-        """Return a figure at the best learning rate."""
-        return self.mean(kind, method, self.rate(kind, method), what)
+        """Return a figure at the best learning rate, averaged over the seeds."""
+        rate = self.rate(kind, method)
+        return mean(what(self.runs[kind, method, rate, seed]) for seed in range(self.sizes.seeds))
 
     def apart(self, ours: str, control: str, rate: float) -> float:
         """Return the largest relative distance of two curves of minibatch losses, over the first steps."""
@@ -231,7 +239,7 @@ class Found:
             self.runs["digits", control, rate, 0].curve[: self.sizes.compared],
             strict=True,
         )
-        return max(abs(a - b) / max(b, 1e-3) for a, b in pairs)
+        return float(max(abs(a - b) / max(b, 1e-3) for a, b in pairs))
 
 
 def _loss(run: Any) -> float:
@@ -290,7 +298,7 @@ def _table(found: Found) -> Table:
     return Table.of(
         f"Digits, perceptron {'-'.join(map(str, WIDTHS))}, {found.sizes.steps} steps, and a regression of "
         f"condition number {CONDITION:g}, mean of {found.sizes.seeds} seeds, each at the best of six "
-        "learning rates; there are no reference figures",
+        "learning rates for the first; there are no reference figures",
         (
             "method",
             "training loss",
@@ -315,7 +323,7 @@ def _plot(found: Found, stem: Path) -> list[Path]:
         ("Newton-Schulz", "the hybrids and Muon", (HYBRID_1, HYBRID_5, MUON, ADAMW)),
     ):
         lines = [
-            Line(m, list(GRIDS[m]), [found.mean("digits", m, r, _loss) for r in GRIDS[m]]) for m in shown
+            Line(m, list(GRIDS[m]), [_loss(found.runs["digits", m, r, 0]) for r in GRIDS[m]]) for m in shown
         ]
         parts.append((heading, text, lines))
     return panels(

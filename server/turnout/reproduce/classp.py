@@ -33,8 +33,8 @@ SGD, SGD_SLOW, ADAGRAD, ADAMW, EWC = "SGD", "SGD, own lr for B", "AdaGrad", "Ada
 P2, P1, RESET = "CLASSP p=2", "CLASSP p=1", "CLASSP p=1, reset"
 GRIDS: Final[dict[str, list[dict[str, float]]]] = {
     SGD: [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.3)],
-    SGD_SLOW: [{"lr": lr, "lr_b": lr_b} for lr in (0.1, 0.3) for lr_b in (0.003, 0.01, 0.03)],
-    ADAGRAD: [{"lr": lr} for lr in (0.01, 0.03, 0.1)],
+    SGD_SLOW: [{"lr": lr, "lr_b": lr_b} for lr in (0.1, 0.3) for lr_b in (0.01, 0.03, 0.1)],
+    ADAGRAD: [{"lr": lr} for lr in (0.03, 0.1, 0.3)],
     ADAMW: [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)],
     EWC: [{"lr": 0.1, "strength": s} for s in (10.0, 30.0, 100.0, 300.0)],
     P2: [{"lr": lr, "threshold": t} for lr in (0.03, 0.1) for t in (1e-5, 1e-4)],

@@ -95,7 +95,8 @@ class DigitsClients:
                 noise = _noise(source, server_round, range(first, first + pairs))
                 values = _losses(theta, noise, sigma, x[client : client + 1], y[client : client + 1])
                 losses[:, client] = values.mean(axis=2)
-        return (losses[1] - losses[0]).astype(np.float32)
+        differences: NDArray = (losses[1] - losses[0]).astype(np.float32)
+        return differences
 
     def descend(self, lr: float, steps: int, server_round: int, received: NDArray) -> NDArray:
         """Return the clients' models after ``steps`` steps of SGD from ``received``, shape (clients, P)."""
@@ -151,7 +152,8 @@ def _losses(theta: NDArray, noise: NDArray, sigma: float, x: NDArray, y: NDArray
     scores -= scores.max(axis=2, keepdims=True)
     right = np.take_along_axis(scores, np.broadcast_to(y[..., None], (*scores.shape[:2], 1)), axis=2)[..., 0]
     np.exp(scores, out=scores)
-    return (np.log(scores.sum(axis=2)) - right).reshape(2, len(noise), -1)
+    losses: NDArray = np.log(scores.sum(axis=2)) - right
+    return losses.reshape(2, len(noise), -1)
 
 
 def _gradients(models: NDArray, x: NDArray, y: NDArray) -> NDArray:

@@ -33,8 +33,8 @@ def new_run_id() -> str:
 
 
 def directory_name(name: str, run_id: str, created: datetime) -> str:
-    """Return ``<UTC time>-<name>-<id>``, which sorts by time."""
-    return f"{created.astimezone(UTC):%Y%m%d-%H%M%S}-{name}-{run_id}"
+    """Return ``<UTC time>-<name>-<id>``, which sorts by time; the colon of ``flwr:NAME`` is left out."""
+    return f"{created.astimezone(UTC):%Y%m%d-%H%M%S}-{name.replace(':', '-')}-{run_id}"
 
 
 class RunDirectory:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from turnout.strategies.average_all import AverageAll
+from turnout.strategies.bo_rep import BORep
+from turnout.strategies.bo_rep_local_upper import BORepLocalUpper
 from turnout.strategies.dual_admm import DualADMM
 from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
@@ -12,12 +14,14 @@ from turnout.strategies.feddyn import FedDyn
 from turnout.strategies.fedprox import FedProx
 from turnout.strategies.fedstale import FedStale
 from turnout.strategies.fedvarp import FedVARP
+from turnout.strategies.field_space_continual import FieldSpaceContinual
 from turnout.strategies.memory import ClientMemory, HalfMemory, MappedMemory, RamMemory, open_memory
 from turnout.strategies.mifa import MIFA
 from turnout.strategies.participation import ParticipationEstimator
 from turnout.strategies.rerce_fed import RerceFed
 from turnout.strategies.rounds import Callback, ClientReport, Instruction, Reply, RoundReport
 from turnout.strategies.scaffold import Scaffold
+from turnout.strategies.stock import StockStrategy
 from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.unbiased_fedavg import UnbiasedFedAvg
 
@@ -25,6 +29,8 @@ __all__ = [
     "EGGROLL",
     "MIFA",
     "AverageAll",
+    "BORep",
+    "BORepLocalUpper",
     "Callback",
     "ClientMemory",
     "ClientReport",
@@ -36,6 +42,7 @@ __all__ = [
     "FedProx",
     "FedStale",
     "FedVARP",
+    "FieldSpaceContinual",
     "HalfMemory",
     "Instruction",
     "MappedMemory",
@@ -45,6 +52,7 @@ __all__ = [
     "RerceFed",
     "RoundReport",
     "Scaffold",
+    "StockStrategy",
     "StreamingStrategy",
     "UnbiasedFedAvg",
     "open_memory",

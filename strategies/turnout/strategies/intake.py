@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
+from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
@@ -53,6 +54,7 @@ class Parcel:
             self.peak,
             told.local_update,
             self.vectors,
+            self.metrics,
             self.records,
             told,
         )
@@ -62,7 +64,8 @@ class Intake:
     """Checks the replies of one round against the layout and against what was asked.
 
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
-    over fresh memory takes several times as long as the check itself.
+    over fresh memory takes several times as long as the check itself. A reply may leave out
+    tensors of which ``unchanged`` says what they were when they were sent.
     """
 
     def __init__(
@@ -72,9 +75,14 @@ class Intake:
         cohort: Mapping[int, Instruction],
         server_round: int,
         buffers: dict[str, NDArray] | None = None,
+        *,
+        coordinates: Coordinates | None = None,
+        unchanged: ArrayRecord | None = None,
     ) -> None:
+        self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
+        self._unchanged = ArrayRecord() if unchanged is None else unchanged
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()
@@ -181,8 +189,11 @@ class Intake:
             raise LayoutError(
                 f"record {name!r} is missing; a {instruction.local_update!r} reply must have it."
             )
-        record = arrays[name]
+        record: Mapping[str, Array] = arrays[name]
+        if name == keys.ARRAYS:
+            record = {**self._unchanged, **record}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
+        vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
@@ -195,6 +206,7 @@ class Intake:
 
     def _extra(self, name: str, arrays: Mapping[str, ArrayRecord]) -> NDArray:
         vector = self._layout.flatten(self._record(name, arrays), with_buffers=False)
+        vector = self._coordinates.record_inside(name, vector)
         measured(vector, None, out := self._buffer(name), name)
         return out
 

@@ -45,8 +45,9 @@ class Reply:
 
     ``client`` is the client's row: a small integer, stable over rounds. ``update`` has shape (P,) and is only
     lent: it is overwritten by the next reply. ``peak`` is its largest absolute value. ``vectors`` are the
-    further records that the instruction asked for, lent as well. Of a reply of records, ``update`` has no
-    elements and ``records`` are what was asked for, unchecked. ``told`` is what the client had been asked.
+    further records that the instruction asked for, lent as well; ``metrics`` the scalars that came along, not
+    all of them finite. Of a reply of records, ``update`` has no elements and ``records`` are what was asked
+    for, unchecked. ``told`` is what the client had been asked.
     """
 
     client: int
@@ -55,6 +56,7 @@ class Reply:
     peak: float
     role: str = "sgd"
     vectors: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     records: Mapping[str, ArrayRecord] = field(default_factory=dict)
     told: Instruction | None = None
 

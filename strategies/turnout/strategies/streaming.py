@@ -18,13 +18,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from turnout.allocation import Allocator, ModelView
 from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.carried import CarriedVectors
 from turnout.strategies.checks import names, number
-from turnout.strategies.cohort import Batch, Cohort, CohortPart
+from turnout.strategies.cohort import Batch, Cohort, CohortGrid, CohortPart
+from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.intake import BufferMean, Intake, mean_metrics
 from turnout.strategies.loop import EvaluateFn, run_rounds
 from turnout.strategies.rounds import Callback, ClientReport, Reply
+from turnout.strategies.shared_state import SharedState
 from turnout.wire import CheckpointError, NDArray, ParameterLayout, ReplyRejected, keys, view
 from turnout.wire.flower import request
 
@@ -56,12 +59,19 @@ class StreamingStrategy(Algorithm, Strategy):
             number("max_update_norm", self.max_update_norm, "a positive number", above=0.0)
         names("carried_vectors", self.carried_vectors)
         self._layout: ParameterLayout | None = None
+        self.coordinates = Coordinates()
+        self.shared = SharedState()
+        #: Decides between rounds what clients may train, for an adapter that needs it.
+        self.allocator: Allocator | None = None
+        #: Whether clients may leave tensors out that they did not change.
+        self.partial_replies = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the algorithm's state and the buffers."""
         state = super().state_dict()
         if self._layout:
             state |= {"buffers": dict(self._buffers.values), "layout": self._layout.digest}
+            state |= {"coordinates": self.coordinates.state_dict(), "shared": self.shared.state_dict()}
             if self.carried_vectors:
                 state["carried"] = self._carried.state_dict()
         return state
@@ -75,12 +85,16 @@ class StreamingStrategy(Algorithm, Strategy):
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
+            self.coordinates.load_state_dict(tree.get("coordinates", {}))
+            self.shared.load_state_dict(tree.get("shared", {}))
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
     def folds_cohorts(self) -> bool:
-        """Whether replies may come in bulk: no subclass has its own way with messages."""
+        """Whether replies may come in bulk: no coordinates, shared state or messages of an own kind."""
         own, base = type(self), StreamingStrategy
+        if type(self.coordinates) is not Coordinates or self.shared:
+            return False
         return own.configure_train is base.configure_train and own.aggregate_train is base.aggregate_train
 
     @property
@@ -95,12 +109,17 @@ class StreamingStrategy(Algorithm, Strategy):
         self._layout = ParameterLayout.from_arrays(arrays)
         self._buffers = BufferMean(self._layout, self._layout.buffers_of(arrays))
         self._lent: dict[str, NDArray] = {}
-        self.prepare(self._layout.flatten(arrays).copy())
+        vector = self._layout.flatten(arrays)
+        self.coordinates.bind(self._layout, vector)
+        self.prepare(self.coordinates.inside(vector).copy())
+        self.shared.begin()
+        self._sent_buffers = self._buffers.values
+        self._allocate(0)
         self._carried = CarriedVectors(self.carried_vectors, self.x)
 
     def arrays(self) -> ArrayRecord:
         """Return the global model with its buffers, without copying."""
-        return self.layout.record(self.x, self._buffers.values)
+        return self.layout.record(self.coordinates.outside(self.x), self._buffers.values)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -110,7 +129,9 @@ class StreamingStrategy(Algorithm, Strategy):
         cohort = self._open_round(server_round, arrays, config, grid)
         group = str(server_round)
         by_node = {node: part.content for part in cohort.parts for node in part.nodes}
-        messages = [request(by_node[node], dst_node_id=node, group_id=group) for node in self._asked]
+        always = isinstance(grid, CohortGrid)  # In this process nothing travels, and no client keeps it.
+        contents = self.shared.attached(by_node, always=always)
+        messages = [request(contents[node], dst_node_id=node, group_id=group) for node in self._asked]
         self._intake.asked(messages)
         self.seconds["select"] = time.perf_counter() - started
         return messages
@@ -125,6 +146,29 @@ class StreamingStrategy(Algorithm, Strategy):
         return cohort
 
     def _open_round(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Cohort:
+        available = self._enter_round(server_round, arrays, grid)
+        # Clients get, and send, the carried vectors beside what the algorithm asks for.
+        self._asked = self._carried.open_round(self.select(server_round, available))
+        model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
+        # Updates are relative to what clients receive, which 16-bit tensors round.
+        travelling = self.layout.flatten(model)
+        self.coordinates.sent(travelling)
+        sent = self.coordinates.inside(travelling)
+        self._intake = Intake(
+            self.layout,
+            sent,
+            self._asked,
+            server_round,
+            self._lent,
+            coordinates=self.coordinates,
+            unchanged=self.layout.record(travelling) if self.partial_replies else None,
+        )
+        self._sent_buffers = dict(self._buffers.values)
+        self._buffers.reset()
+        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
+        """Open the round for everyone the engine knows, and return the nodes that can be asked."""
         if self._layout is None or server_round == 1:
             self.adopt(arrays)
         else:
@@ -136,14 +180,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self.begin_round(server_round, registered)
         for row in self.clients.register(available, server_round):
             self.on_register(row, server_round)
-        # Clients get, and send, the carried vectors beside what the algorithm asks for.
-        self._asked = self._carried.open_round(self.select(server_round, available))
-        model = self.layout.record(self.broadcast(), self._buffers.values)
-        # Updates are relative to what clients receive, which 16-bit tensors round.
-        sent = self.layout.flatten(model)
-        self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
-        self._buffers.reset()
-        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+        return available
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Go on from ``arrays`` if they are not the model that this strategy returned.
@@ -152,7 +189,7 @@ class StreamingStrategy(Algorithm, Strategy):
         """
         given, own = self.layout.flatten(arrays), self.arrays()
         if not np.array_equal(given, self.layout.flatten(own)):
-            self.x = given.copy()
+            self.x = self.coordinates.inside(given).copy()
         for name, value in self.layout.buffers_of(arrays).items():
             if not np.array_equal(value, view(own[name])):
                 self._buffers.values[name] = value.copy()
@@ -166,10 +203,12 @@ class StreamingStrategy(Algorithm, Strategy):
                 entries = {**config, **instruction.config}
                 entries[keys.SERVER_ROUND] = server_round
                 entries[keys.LOCAL_UPDATE] = instruction.local_update
+                if self.partial_replies:
+                    entries[keys.PARTIAL] = True
                 content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
                 content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
-                    content[name] = self.layout.record(vector)
+                    content[name] = self.layout.record(self.coordinates.record_outside(name, vector))
                 for name, record in instruction.records.items():
                     content[name] = record
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
@@ -200,6 +239,7 @@ class StreamingStrategy(Algorithm, Strategy):
             if parcel.buffers is not None:
                 self._buffers.add(parcel.buffers)
             metrics.append((report.client, parcel.num_examples, parcel.metrics))
+            self.shared.received(node)
             del message, parcel
         return self._close_round(server_round, metrics, started)
 
@@ -257,10 +297,7 @@ class StreamingStrategy(Algorithm, Strategy):
             )
 
     def _close_round(
-        self,
-        server_round: int,
-        metrics: list[tuple[int, int, Mapping[str, float]]],
-        started: float,
+        self, server_round: int, metrics: list[tuple[int, int, Mapping[str, float]]], started: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.seconds["train"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -269,12 +306,30 @@ class StreamingStrategy(Algorithm, Strategy):
         self._buffers.finish()
         self._carried.close_round()
         self.end_round(server_round)
+        # The model is always one that clients can hold.
+        self.x = self.coordinates.project(self.x)
+        self.shared.end_round(self, server_round)
+        self._allocate(server_round)
         self.seconds["finish"] = time.perf_counter() - started
         return self.arrays(), mean_metrics(metrics, self.reports)
+
+    def _allocate(self, server_round: int) -> None:
+        """Let the allocator, if there is one, change the model for the next round."""
+        if self.allocator is None:
+            return
+        x = np.array(self.x)
+        tensors = self.layout.split(x) if type(self.coordinates) is Coordinates else {}
+        buffers = {
+            name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
+            for name, value in self._buffers.values.items()
+        }
+        self.allocator.allocate(server_round, ModelView(tensors, buffers))
+        self.x, self._buffers.values = x, buffers
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"
         log.warning("client %s %s: %s", node, outcome, refused)
+        self.shared.failed(node)
         self._book(node, outcome, f"{refused.reason}: {refused}")
 
     def _book(self, node: int, outcome: Literal["failed", "rejected", "missing"], reason: str) -> None:
@@ -291,9 +346,11 @@ class StreamingStrategy(Algorithm, Strategy):
         content = RecordDict(
             {keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord({**config, keys.SERVER_ROUND: server_round})}
         )
+        group, always = str(server_round), isinstance(grid, CohortGrid)
+        contents = self.shared.attached(dict.fromkeys(grid.get_node_ids(), content), always=always)
         return [
-            request(content, dst_node_id=node, message_type=MessageType.EVALUATE, group_id=str(server_round))
-            for node in grid.get_node_ids()
+            request(own, dst_node_id=node, message_type=MessageType.EVALUATE, group_id=group)
+            for node, own in contents.items()
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

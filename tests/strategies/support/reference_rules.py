@@ -269,3 +269,31 @@ class FedDyn(Rule):
             self.h = self.h - self.dyn_alpha / len(self.clients) * sum(a.delta for a in arrivals)
             mean = sum(a.model for a in arrivals if a.model is not None) / len(arrivals)
             self.x = mean - self.h / self.dyn_alpha
+
+
+class BORep(Rule):
+    """Normalised momentum on the mean hypergradient; ``beta`` 0.9."""
+
+    def __init__(self, eta: float, weights: str = "uniform", *, normalize: bool = True) -> None:
+        super().__init__(eta, weights)
+        self.normalize = normalize
+
+    def setup(self) -> None:
+        self.m = np.zeros_like(self.x)
+
+    def step(self, arrivals: list[Arrival]) -> None:
+        if arrivals:
+            p = [a.examples if self.weights == "examples" else 1 for a in arrivals]
+            h = sum(w * a.gradient for w, a in zip(p, arrivals, strict=True) if a.gradient is not None) / sum(
+                p
+            )
+            self.m = 0.9 * self.m + 0.1 * h
+            self.x = self.x - self.lr * self.m / (np.linalg.norm(self.m) if self.normalize else 1.0)
+
+
+class BORepLocalUpper(Rule):
+    """y is averaged in rounds 1, I + 2, ...; in the others only z moves."""
+
+    def step(self, arrivals: list[Arrival]) -> None:
+        if arrivals and arrivals[0].model is not None:
+            self.x = self.x + sum(a.delta for a in arrivals) / len(arrivals)

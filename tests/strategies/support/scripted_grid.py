@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -120,7 +120,7 @@ class SyntheticClient:
         rng = np.random.default_rng([self.seed, self.number, server_round])
         names = [name for name, array in received.items() if is_parameter(name, array)]
         content = RecordDict()
-        if config.get(keys.LOCAL_UPDATE) == "anchor":
+        if gives_gradient(config):
             content[keys.GRADIENT] = self.noise(rng, received, names)
         else:
             trained = ArrayRecord()
@@ -137,6 +137,8 @@ class SyntheticClient:
         if config.get(keys.LOCAL_UPDATE) == "scaffold":
             content[keys.CONTROL] = self.noise(rng, received, names)
         content[keys.METRICS] = self.metrics(server_round)
+        if config.get(keys.LOCAL_UPDATE) == "bo-rep-local-upper":
+            content[keys.METRICS][keys.MOMENTUM_SQUARE] = float(self.number)
         return content
 
     def noise(self, rng: np.random.Generator, like: ArrayRecord, names: list[str]) -> ArrayRecord:
@@ -151,6 +153,12 @@ class SyntheticClient:
         if self.key is not None:
             metrics[keys.CLIENT_ID] = self.key
         return metrics
+
+
+def gives_gradient(config: Mapping[str, object]) -> bool:
+    """Whether the reply to a request is a gradient, and not a model."""
+    asked = config.get(keys.LOCAL_UPDATE)
+    return asked in ("anchor", "bo-rep") or (asked == "bo-rep-local-upper" and not config[keys.REFRESH])
 
 
 def is_parameter(name: str, array: Array) -> bool:

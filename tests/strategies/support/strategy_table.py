@@ -14,6 +14,8 @@ from scripted_grid import Client, SyntheticClient
 from turnout.strategies import (
     MIFA,
     AverageAll,
+    BORep,
+    BORepLocalUpper,
     DualADMM,
     FedAMD,
     FedAU,
@@ -22,6 +24,7 @@ from turnout.strategies import (
     FedProx,
     FedStale,
     FedVARP,
+    FieldSpaceContinual,
     RerceFed,
     Scaffold,
     StreamingStrategy,
@@ -132,6 +135,11 @@ ROWS = (
     ),
     _row("scaffold", Scaffold, lambda: rules.Scaffold(LR), server_lr=LR),
     _row("feddyn", FedDyn, lambda: rules.FedDyn(0.3), dyn_alpha=0.3),
+    _row("bo-rep", BORep, lambda: rules.BORep(0.3), eta=0.3),
+    _row("bo-rep-examples", BORep, lambda: rules.BORep(0.3, E), eta=0.3, **BY_EXAMPLES),
+    _row("bo-rep-plain", BORep, lambda: rules.BORep(0.3, normalize=False), eta=0.3, normalize=False),
+    _row("bo-rep-local-upper", BORepLocalUpper, lambda: rules.BORepLocalUpper(), interval=1),
+    _row("field-space-continual", FieldSpaceContinual, lambda: rules.FedAvg(1.0, E), prior="task"),
 )
 # fp16 rounds what is remembered to 11 bits.
 TOLERANCE = {"fedstale-fp16": 2e-3, "fedamd-sequential": 2e-3}

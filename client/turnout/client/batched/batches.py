@@ -15,8 +15,8 @@ from turnout.tasks.task import ClientData
 
 # Gathering one client at a time saves a copy, all at once saves calls; this decides, in bytes per client.
 _JOINED: Final = 1 << 16
-# Bytes of the examples gathered at once: they should still be in the cache when they are used.
-_WINDOW: Final = {"cpu": 1 << 19, "cuda": 1 << 28}
+# Bytes of the examples gathered at once: they should still be in the (shared) cache when they are used.
+_WINDOW: Final = {"cpu": 1 << 21, "cuda": 1 << 28}
 
 
 @dataclass(frozen=True, slots=True)

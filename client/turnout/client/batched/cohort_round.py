@@ -18,10 +18,12 @@ from turnout.client.batched.schedule import IntArray, Schedule, pieces, shuffled
 from turnout.client.batched.stacked_model import StackedModel
 from turnout.client.minibatches import generator
 from turnout.client.options import TrainOptions
+from turnout.client.training_parts import TrainingParts
 from turnout.client.work import Descent, Work
 from turnout.tasks.task import AdmmSolver, Vector
 
 _PIECE: Final = 256
+_NO_PARTS: Final = TrainingParts(torch.nn.Identity())
 
 
 class CohortRound(Work):
@@ -135,6 +137,10 @@ class CohortRound(Work):
         """Add the weight decay to the first ``a`` gradients, where the optimizer does not."""
         if self.options.weight_decay and self.options.own_sgd:
             self.model.gradient[:a].add_(self.model.parameters[:a], alpha=self.options.weight_decay)
+
+    def start_parts(self, server_round: int | None = None) -> TrainingParts:
+        """Return no parts: models that have some are trained one client at a time."""
+        return _NO_PARTS
 
     def admm_solver(self, rho: float) -> AdmmSolver | None:
         """Return None: clients with a closed form are worked on one by one."""

@@ -48,7 +48,7 @@ _ELEMENTWISE: Final = frozenset(
 )
 # How many clients at once. On a CPU their parameters, and what a step makes of a batch, should stay in the
 # cache while there are enough of them to share the cost of each call; on a GPU memory is the limit.
-_CPU_PARAMETERS: Final = 1 << 19
+_CPU_PARAMETERS: Final = 1 << 20
 _CPU_NUMBERS: Final = 1 << 20
 _CPU_CLIENTS: Final = 256
 _CPU_FEW: Final = 4
@@ -89,6 +89,8 @@ class BatchedTrainer:
             return f"local update {local_update!r} is not written for several clients at once."
         if find("local-update", local_update).target is not LOCAL_UPDATES[local_update]:
             return f"local update {local_update!r} has been replaced by another one of that name."
+        if type(self.task).examples_at is not Task.examples_at:
+            return f"task {self.task.name!r} changes a client's examples from round to round."
         optimizer = self.options.optimizer.lower()
         if self.options.optimizer_state != "reset":
             return f"optimizer_state={self.options.optimizer_state!r} hands on each client's own state."
@@ -280,6 +282,8 @@ def _unfit(module: nn.Module) -> str | None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             return f"the model's layer {name!r} draws random numbers while it trains."
+        if not getattr(layer, "stackable", True):
+            return f"the model's layer {name!r} has a gradient of its own, for one client at a time."
     try:
         FlatModel(module)
     except LayoutError as error:

@@ -8,7 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from turnout.client.local_updates import admm, anchor, dual_admm, dyn, eggroll, miner, prox, scaffold, sgd
+from turnout.client.local_updates import (
+    admm,
+    anchor,
+    bo_rep,
+    bo_rep_local_upper,
+    dual_admm,
+    dyn,
+    eggroll,
+    field_space,
+    miner,
+    prox,
+    scaffold,
+    sgd,
+)
 from turnout.client.work import Outcome, Work
 from turnout.tasks.task import Vector
 
@@ -30,9 +43,12 @@ __all__ = [
     "LocalUpdate",
     "admm",
     "anchor",
+    "bo_rep",
+    "bo_rep_local_upper",
     "dual_admm",
     "dyn",
     "eggroll",
+    "field_space",
     "miner",
     "prox",
     "scaffold",

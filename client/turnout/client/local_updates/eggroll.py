@@ -49,12 +49,12 @@ def eggroll(work: LocalRound) -> Outcome:
         answer = Fitness(
             work.server_round, work.client, first, np.empty(0, np.float32), search.digest, resync=True
         )
-        return Outcome({}, math.nan, {keys.FITNESS: answer.record()})
+        return Outcome({}, math.nan, records={keys.FITNESS: answer.record()})
     names = (_THETA, *keys.MOMENTS)
     work.state.save(dict(zip(names, (replica.theta, *replica.moments), strict=False)))
     differences, loss = _differences(work, replica, first, pairs)
     answer = Fitness(work.server_round, work.client, first, differences, search.digest)
-    return Outcome({}, loss, {keys.FITNESS: answer.record()})
+    return Outcome({}, loss, records={keys.FITNESS: answer.record()})
 
 
 def synchronised(work: LocalRound, search: Search) -> Replica | None:

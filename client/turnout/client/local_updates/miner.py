@@ -23,16 +23,23 @@ def miner(work: Work) -> Outcome:
     q = torch.empty_like(model.parameters).copy_(bullseye)
     previous = torch.empty_like(q)
     losses = []
+    parts = work.start_parts()
     for k, batch in enumerate(work.batches()):
         if k == 0:
             # Both gradients are at x: the correction is exactly 0, only the loss is of interest.
             losses.append(work.loss(batch))
             continue
+        parts.before_step(lambda batch=batch: work.probe(batch))  # type: ignore[misc]
         y_k, q_k, gradient = work.stepping(model.parameters), work.stepping(q), work.stepping(model.gradient)
         work.gradient(batch)
         before = work.stepping(previous).copy_(gradient)
         y_k.add_(q_k, alpha=-lr)  # y_{k-1} -> y_k
         losses.append(work.gradient(batch))
+        parts.after_gradient()
         q_k.sub_(before).add_(gradient)
+        parts.leave_step()
+    parts.before_step(lambda: losses[-1])
     model.parameters.add_(q, alpha=-lr)
+    parts.leave_step()
+    parts.end()
     return Outcome({keys.ARRAYS: model.parameters}, work.mean_loss(losses))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.server.fleet.commit import CommitCallback
+from turnout.server.commit import CommitCallback
 from turnout.server.fleet.counters import FleetCounters
 from turnout.server.fleet.grid import FleetGrid
 from turnout.server.fleet.options import FleetOptions

@@ -285,8 +285,8 @@ class Hub:
         limit = task.exchange.max_reply_bytes
         plan = parse_reply(ready.head, task.find_layout, max_bytes=limit, size=ready.size)
         for name, (layout, _) in plan.blocks.items():
-            expected = task.work.layouts.get(name)
-            difference = differing(expected, layout) if expected is not None else None
+            expected, partial = task.work.layouts.get(name), task.work.partial and name == keys.ARRAYS
+            difference = differing(expected, layout, partial=partial) if expected is not None else None
             if difference is not None:
                 raise LayoutError(f"record {name!r}: {difference}.")
         check_identity(plan, task.client)

@@ -8,11 +8,15 @@ import weakref
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import Final
 
 from flwr.app import Message
 
 from turnout.simulation.clients import LocalClients
 from turnout.simulation.executors.base import Executor
+
+# Seconds that threads which are still busy are waited for at the end.
+_FAREWELL: Final = 0.5
 
 Deliver = Callable[[Message], Message]
 """Hands a request to its client and returns the reply; a failing client gives an error reply."""
@@ -135,7 +139,7 @@ class ThreadsExecutor(Executor):
         ]
         for thread in self._threads:
             thread.start()
-        weakref.finalize(self, _stop, self._jobs, self.workers)
+        weakref.finalize(self, _stop, self._jobs, self._threads)
 
 
 def _next_job(
@@ -159,6 +163,11 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
         del job  # What it holds must not live on until the next job comes.
 
 
-def _stop(jobs: SimpleQueue[_Job | None], workers: int) -> None:
-    for _ in range(workers):
+def _stop(jobs: SimpleQueue[_Job | None], threads: list[threading.Thread]) -> None:
+    """Let the threads go, idle ones at once: PyTorch aborts in a thread that outlives the interpreter."""
+    for _ in threads:
         jobs.put(None)
+    until = time.monotonic() + _FAREWELL
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))

@@ -23,6 +23,7 @@ from turnout.wire.flower import (
     LazyArray,
     NodeInfo,
     array_record,
+    drop_encodings,
     error_reply,
     local_run,
     new_context,
@@ -181,6 +182,16 @@ class TestMessages:
         assert set(records_of(records, ArrayRecord)) == {"arrays"}
         assert set(records_of(records, ConfigRecord)) == {"config"}
         assert records_of(records, MetricRecord)["metrics"] is records["metrics"]
+
+
+def test_encodings_are_dropped_and_made_again() -> None:
+    sent = content(as_array)
+    before = {name: array.data for name, array in sent["arrays"].items()}
+    drop_encodings(sent)
+    assert not any("_encoded" in array.__dict__ for array in sent["arrays"].values())
+    assert {name: array.data for name, array in sent["arrays"].items()} == before
+    drop_encodings(content())  # Flower's own arrays have nothing else.
+    assert all(array.data for array in content()["arrays"].values())
 
 
 class TestLazyArray:

@@ -1,20 +1,29 @@
-"""The callback that ties a fleet to a run: verdicts while it folds, acknowledgements when it is durable."""
+"""The callback that ties remote clients to a run: verdicts while it folds, what is durable."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from turnout.server.fleet.grid import FleetGrid
 from turnout.strategies.rounds import Callback, RoundReport
 
 if TYPE_CHECKING:
     from turnout.strategies.streaming import StreamingStrategy
 
 
+class CommittingGrid(Protocol):
+    """A grid whose clients keep state between rounds, and hear of which round it shall be."""
+
+    def attach(self, strategy: StreamingStrategy, /) -> None:
+        """Read the verdicts of ``strategy``."""
+
+    def commit(self) -> None:
+        """Note that the rounds so far are durable."""
+
+
 class CommitCallback(Callback):
     """Put it behind the recorder in ``callbacks``; ``every`` is the recorder's rounds per checkpoint."""
 
-    def __init__(self, grid: FleetGrid, *, every: int = 1) -> None:
+    def __init__(self, grid: CommittingGrid, *, every: int = 1) -> None:
         self._grid = grid
         self._every = every
 

@@ -1,0 +1,1 @@
+"""Pretrained models inside installed packages: MiniLM-L6, SmolLM2-135M, EfficientNet-Lite0."""

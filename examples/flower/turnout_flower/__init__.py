@@ -1,0 +1,1 @@
+"""Turnout's strategies and clients as an ordinary Flower app."""

@@ -1,0 +1,28 @@
+"""What an adapter lets the server decide between rounds: budgets, masks, layers.
+
+NumPy only. An allocator works on the aggregated model alone, so it goes with every strategy, and a run
+resumes without further state: what it decides travels to the clients as buffers beside the parameters.
+"""
+
+from __future__ import annotations
+
+from turnout.allocation.adalora import AdaLoraAllocator
+from turnout.allocation.allocator import Allocator, ModelView
+from turnout.allocation.ist import IstAllocator, centred_rewards, draw_layers, score_change
+from turnout.allocation.schedule import CubicSchedule
+from turnout.allocation.shares import keep_top, share_out
+from turnout.allocation.snella import SnellaAllocator
+
+__all__ = [
+    "AdaLoraAllocator",
+    "Allocator",
+    "CubicSchedule",
+    "IstAllocator",
+    "ModelView",
+    "SnellaAllocator",
+    "centred_rewards",
+    "draw_layers",
+    "keep_top",
+    "score_change",
+    "share_out",
+]

@@ -1,0 +1,78 @@
+"""What a strategy must know of a run's adapters: the state they share, and how their factors are averaged.
+
+The shared state is fixed by the server when the run starts, and picked anew when a method says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+from flwr.app import ArrayRecord
+
+from turnout.strategies.shared_state import Source
+from turnout.strategies.svd_factors import SvdFactors
+from turnout.wire import ConfigError, NDArray
+
+if TYPE_CHECKING:
+    from turnout.peft import AdaptedTask, AdapterConfig
+    from turnout.strategies import StreamingStrategy
+    from turnout.tasks import Task
+
+
+def couple(
+    strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], Task], local_steps: int | None
+) -> None:
+    """Prepare ``strategy`` for adapters of ``config`` on the model of ``task``, an `AdaptedTask`.
+
+    ``local_steps`` is what a client takes in a round, None if that differs.
+    Raises `ConfigError` for a strategy that remembers vectors of clients while the shared state is to change:
+    they would be about other entries.
+    """
+    interval = config.refresh_interval
+    # An estimator counts rounds; all other state is vectors of earlier rounds, here or with the clients.
+    remembers = bool(strategy.carried_vectors) or any(name != "estimator" for name in strategy.state_names)
+    if interval is not None and remembers:
+        raise ConfigError(
+            f"update_interval={interval} changes what the numbers that travel stand for, and "
+            f"{type(strategy).__name__} remembers earlier ones; leave it out, or take a strategy without "
+            "memory such as fedavg or fedau."
+        )
+    strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
+    strategy.allocator = config.allocator(local_steps)
+    if config.svd_factors is not None:
+        if strategy.carried_vectors:
+            raise ConfigError(
+                "aggregation='exact-svd' makes new factors in every round; optimizer_state='send' averages "
+                "what is about the old ones; use optimizer_state='reset'."
+            )
+        strategy.coordinates = SvdFactors(*config.svd_factors)
+    if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
+        strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
+
+
+class AdapterState(Source):
+    """The state of the adapters of ``task``, which is asked for when it is needed first.
+
+    ``update_interval`` is the number of rounds after which it is picked anew; None never does.
+    """
+
+    def __init__(self, task: Callable[[], AdaptedTask], update_interval: int | None = None) -> None:
+        self._task = task
+        self._update_interval = update_interval
+
+    def begin(self) -> Mapping[str, NDArray]:
+        """Return the state as seeds and base weights make it."""
+        return self._task().shared_arrays()
+
+    def resume(self, arrays: Mapping[str, NDArray]) -> None:
+        """Make the server's own models ones of the state that a checkpoint holds."""
+        self._task().load_shared_arrays(arrays)
+
+    def end_round(
+        self, server_round: int, model: ArrayRecord
+    ) -> tuple[ArrayRecord, Mapping[str, NDArray]] | None:
+        """Pick the state anew from the present weights when it is time to."""
+        if self._update_interval is None or server_round % self._update_interval:
+            return None
+        return self._task().refreshed(model)
