@@ -92,7 +92,7 @@ def strategy(method: str) -> StreamingStrategy:
     """Return the strategy that is measured."""
     if method == "fedavg":
         return FedAvg(num_clients=CLIENTS)
-    return EGGROLL(num_clients=CLIENTS, pairs=PAIRS, mode=method, server_lr=1e-3, sigma=0.005)  # type: ignore[arg-type]
+    return EGGROLL(num_clients=CLIENTS, pairs=PAIRS, mode=method, server_lr=0.01, sigma=0.01)  # type: ignore[arg-type]
 
 
 def federate(method: str, widths: tuple[int, ...], nodes: int, rounds: int) -> dict[str, Any]:
