@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+
+from turnout.wire import methods
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "docs" / "results"
@@ -17,7 +20,14 @@ def study(slug: str) -> str:
     text = (RESULTS / "reproductions.md").read_text(encoding="utf-8")
     found = {match[1]: match for match in _CLAIMS.finditer(text)}
     if slug not in found:
-        raise LookupError(f"results/reproductions.md has no study {slug!r}, only {sorted(found)}")
+        importlib.import_module("turnout.reproduce")
+        if slug not in {entry.slug for entry in methods("study")}:
+            raise LookupError(f"there is no study {slug!r}; results/reproductions.md has {sorted(found)}")
+        return (
+            f"`turnout reproduce {slug}` runs the paper's idea on a problem small enough for a minute, and "
+            "says of each claim whether it holds. Its figures are not among the "
+            "[published ones](../results/reproductions.md) yet."
+        )
     _, summary, claims = found[slug].groups()
     return (
         f"`turnout reproduce {slug}` runs the paper's idea on a problem small enough for a minute. "
