@@ -19,7 +19,8 @@ PRIOR: Final = "prior"
 OPTIMIZER: Final = "optimizer"  # Followed by a dot and the name of the state: "optimizer.exp_avg".
 FITNESS: Final = "fitness"
 SEED_LOG: Final = "seed-log"
-MOMENTS: Final = ("first-moment", "second-moment")
+FIRST_MOMENT: Final = "first-moment"
+SECOND_MOMENT: Final = "second-moment"
 
 # Entries of the request's config.
 SERVER_ROUND: Final = "server-round"

@@ -15,12 +15,15 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from turnout.wire import keys
 from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError, LayoutError
 from turnout.wire.layout import ParameterLayout
 from turnout.wire.perturbation import NoiseName, NoiseSource, flat_sum, model_tensors, on_grid
 
 Base = Literal["sgd", "adam"]
+MOMENTS: Final = (keys.FIRST_MOMENT, keys.SECOND_MOMENT)
+"""Names of the records that hold a base optimizer's moments, in order."""
 _EPSILON: Final = 1e-8
 _FLOATS: Final = ("float32", "float64")
 

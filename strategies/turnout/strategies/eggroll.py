@@ -22,7 +22,7 @@ from turnout.strategies.streaming import StreamingStrategy
 from turnout.strategies.update_log import HeldRounds, UpdateLog
 from turnout.wire import ConfigError, LayoutError, ReplyRejected, keys, register
 from turnout.wire.perturbation import NOISES, NoiseName, on_grid
-from turnout.wire.replica import Base, Replica, Search
+from turnout.wire.replica import MOMENTS, Base, Replica, Search
 from turnout.wire.seed_log import Fitness, LogEntry
 
 
@@ -180,7 +180,7 @@ class EGGROLL(StreamingStrategy):
         }
         told = Instruction("eggroll", config, reply="records", extras=(keys.FITNESS,), model=held is None)
         if held is None:
-            told.vectors = dict(zip(keys.MOMENTS, self.moments, strict=False))
+            told.vectors = dict(zip(MOMENTS, self.moments, strict=False))
         else:
             log = self.log.since(held, server_round)
             assert log is not None

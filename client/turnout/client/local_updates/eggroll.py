@@ -21,7 +21,7 @@ from turnout.tasks.validation import check_count
 from turnout.wire import keys
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.registry import register
-from turnout.wire.replica import Replica, Search
+from turnout.wire.replica import MOMENTS, Replica, Search
 from turnout.wire.seed_log import Fitness, LogEntry, read_log
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def eggroll(work: LocalRound) -> Outcome:
             work.server_round, work.client, first, np.empty(0, np.float32), search.digest, resync=True
         )
         return Outcome({}, math.nan, records={keys.FITNESS: answer.record()})
-    names = (_THETA, *keys.MOMENTS)
+    names = (_THETA, *MOMENTS)
     work.state.save(dict(zip(names, (replica.theta, *replica.moments), strict=False)))
     differences, loss = _differences(work, replica, first, pairs)
     answer = Fitness(work.server_round, work.client, first, differences, search.digest)
@@ -60,7 +60,7 @@ def eggroll(work: LocalRound) -> Outcome:
 def synchronised(work: LocalRound, search: Search) -> Replica | None:
     """Return the replica as it is at the start of the request's round; None when it cannot be had."""
     model, memory = work.model, _Memory.of(work.model)
-    source, moments = search.source(model.layout), keys.MOMENTS[: search.num_moments]
+    source, moments = search.source(model.layout), MOMENTS[: search.num_moments]
     if keys.ARRAYS in work.content:
         sent = [work.extra(name) for name in moments]
         return Replica(search, source, model.vector(), [_needed(m) for m in sent])
