@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from turnout.strategies import (
+    EGGROLL,
     MIFA,
     AverageAll,
     BORep,
@@ -36,8 +37,9 @@ NEEDED: dict[type[StreamingStrategy], dict[str, Any]] = {UnbiasedFedAvg: {"parti
 NAN, INF = math.nan, math.inf
 EVERY = (
     FedAvg, UnbiasedFedAvg, AverageAll, FedAU, FedStale, FedVARP, MIFA, FedAMD, RerceFed, DualADMM, Scaffold,
-    FedProx, FedDyn, BORep, BORepLocalUpper, FieldSpaceContinual,
+    FedProx, FedDyn, BORep, BORepLocalUpper, FieldSpaceContinual, EGGROLL,
 )  # fmt: skip
+OTHER_DEFAULTS = {EGGROLL: {"server_lr", "client_weights"}}
 COMMON: dict[str, tuple[Any, ...]] = {
     "num_clients": (0, -1, 2.5, "5", True, NAN),
     "server_lr": (0, -0.1, NAN, INF, "1", None, True),
@@ -71,6 +73,18 @@ OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
         "kl_weight": (-0.1, INF),
         "prior": ("stream", None),
         "rounds_per_task": (0, "3"),
+    },
+    EGGROLL: {
+        "sigma": (0, NAN),
+        "rank": (0, 1.5),
+        "pairs": (0, None),
+        "mode": ("split",),
+        "fitness": ("", "-"),
+        "noise": ("uniform",),
+        "base": ("lion",),
+        "momentum": (1.0, NAN),
+        "clip": (0, INF),
+        "checksum_every": (0,),
     },
     UnbiasedFedAvg: {"participation": (*RATES, None, "estimate", {"zero": 0.5})},
     FedAU: {"cutoff": (0, -3, 1.5, NAN, "50")},
@@ -204,4 +218,5 @@ class TestShape:
         docs = " ".join(str(base.__doc__) for base in kind.__mro__)
         for name in own:
             assert name in docs, f"{kind.__name__}.{name} is not documented"
-        assert not common & set(inspect.get_annotations(kind))  # No subclass repeats them.
+        # No subclass repeats them, but for a default of its own.
+        assert common & set(inspect.get_annotations(kind)) == OTHER_DEFAULTS.get(kind, set())

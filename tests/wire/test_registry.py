@@ -25,7 +25,8 @@ from turnout.wire import (
 
 SLUGS = (
     "fedavg", "unbiased-fedavg", "average-all", "fedau", "fedstale", "fedvarp", "mifa", "fedamd", "rerce-fed",
-    "dual-admm", "scaffold", "fedprox", "feddyn", "bo-rep", "bo-rep-local-upper", "field-space-continual", "eggroll",
+    "dual-admm", "scaffold", "fedprox", "feddyn", "bo-rep", "bo-rep-local-upper", "field-space-continual",
+    "eggroll",
 )  # fmt: skip
 
 
