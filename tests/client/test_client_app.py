@@ -65,6 +65,10 @@ def test_every_local_update_is_registered_with_its_paper():
         "miner": "2206.05891",
         "admm": "2409.13451",
         "dual-admm": "2409.13451",
+        "bo-rep": "2401.09587",
+        "bo-rep-local-upper": "2401.09587",
+        "eggroll": "2511.16652",
+        "field-space": "2212.02846",
     }
 
 

@@ -30,7 +30,7 @@ def test_anchor_batch_size_draws_a_seeded_subset(quadratic, ask, gradient):
 
 
 def test_anchor_works_through_large_sets_in_chunks(quadratic, ask, gradient, monkeypatch):
-    monkeypatch.setattr("turnout.client.local_round._GRADIENT_CHUNK", 3)
+    monkeypatch.setattr(quadratic, "chunk_size", 3)
     answer = ask(quadratic, weight_decay=0.1).train(X0, "anchor")
     np.testing.assert_allclose(answer.read("gradient"), gradient(quadratic, 0, X0) + 0.1 * X0, rtol=1e-12)
 
