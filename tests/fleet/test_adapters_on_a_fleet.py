@@ -13,7 +13,7 @@ from turnout.client.node import run_node
 from turnout.experiment.build import build, make_app
 from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "peft")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "adapters")]
 
 from adapter_federation import (  # noqa: E402 - found by the line above
     ADAPTERS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from turnout.client import client_app
 from turnout.optim import BORep, hypergradient
-from turnout.optim.hypergradient import joint_norm
+from turnout.optim.bilevel import joint_norm
 from turnout.simulation import LocalGrid
 from turnout.strategies import BORep as ServerBORep
 from turnout.strategies import BORepLocalUpper

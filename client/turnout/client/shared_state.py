@@ -11,8 +11,8 @@ from turnout.client.flat_model import FlatModel
 from turnout.peft import Adapted
 from turnout.wire import keys
 from turnout.wire.arrays import NDArray, view
+from turnout.wire.digests import shared_digest
 from turnout.wire.errors import ConfigError
-from turnout.wire.shared_digest import shared_digest
 
 _KEPT: Final = "turnout.shared"
 _MOST_KNOWN: Final = 2  # The state in force, and the one before it for a model that is still to change.

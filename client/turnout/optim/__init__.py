@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from turnout.optim.auon import AuON, HybridAuON, newton_schulz
 from turnout.optim.base import ModuleOptimizer, StatePolicy
+from turnout.optim.bilevel import Hypergradient, descend_lower, hypergradient, refine_lower
 from turnout.optim.binary_fields import (
     BinaryFieldConv2d,
     BinaryFieldLinear,
@@ -23,7 +24,6 @@ from turnout.optim.eco import ECOSGD, ECOAdamW
 from turnout.optim.eggroll import EGGROLL
 from turnout.optim.field_space_continual import FieldOptimizer, annealed, field_groups
 from turnout.optim.frugal import FRUGAL
-from turnout.optim.hypergradient import Hypergradient, descend_lower, hypergradient, refine_lower
 from turnout.optim.loss_curvature_edit import (
     LayerCurvature,
     collect_curvature,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnout.optim.hypergradient import Loss, descend_lower, hypergradient, joint_norm, refine_lower
+from turnout.optim.bilevel import Loss, descend_lower, hypergradient, joint_norm, refine_lower
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from turnout.peft.adalora import AdaLoraConfig
+from turnout.peft.adapted import Adapted, attach
 from turnout.peft.adapted_task import AdaptedTask
-from turnout.peft.attach import Adapted, attach
 from turnout.peft.bone import BoneConfig, MissConfig
 from turnout.peft.config import AdapterConfig, Aggregation
 from turnout.peft.hut import HutConfig

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from turnout.peft.attach import Adapted, attach
+from turnout.peft.adapted import Adapted, attach
 from turnout.peft.config import AdapterConfig
 from turnout.tasks.task import ClientData, Task, Vector, building
 from turnout.tasks.travelling import copy_sharing_frozen, travelling

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from turnout.allocation import ModelView
-from turnout.peft.attach import Adapted
+from turnout.peft.adapted import Adapted
 from turnout.tasks.training_part import TrainingPart
 from turnout.wire.errors import ConfigError
 

@@ -17,6 +17,7 @@ from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
 Aggregation = Literal["exact", "approximate", "exact-svd"]
+"""Whether the mean of what clients send is the mean of their dense updates, or is made so by the server."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

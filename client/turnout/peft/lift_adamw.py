@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from turnout.peft.attach import Adapted
+from turnout.peft.adapted import Adapted
 from turnout.peft.lift import Lift
 from turnout.tasks.validation import check_number
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from turnout.peft.adalora import AdaLora
-from turnout.peft.attach import Adapted
+from turnout.peft.adapted import Adapted
 from turnout.wire.errors import DataError
 
 Pattern = dict[str, list[bool]]

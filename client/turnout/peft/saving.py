@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from turnout.peft import rank_pattern
 from turnout.peft.adalora import AdaLora, AdaLoraConfig
-from turnout.peft.attach import Adapted, attach
+from turnout.peft.adapted import Adapted, attach
 from turnout.peft.bone import BoneConfig
 from turnout.peft.config import AdapterConfig
 from turnout.peft.hub_formats import IGNORED, RENAMED_TENSORS, UNUSED, HubFormat, format_named, format_of

@@ -28,7 +28,7 @@ _NETS: Final = ("binary", "float")
     summary="Continual learning: digits or MNIST-5k under one pixel shuffle after another",
 )
 class Permuted(ImageTask):
-    """``num_tasks`` tasks one after the other, ``rounds_per_task`` rounds each; the last one goes on.
+    """Tasks one after the other, some rounds each; the last one goes on.
 
     Task 1 are the images themselves, each later one shuffles all pixels by a seeded permutation. Labels and
     clients' examples stay the same. Evaluation is on all tasks: ``accuracy`` and ``loss`` are their means,
@@ -42,6 +42,10 @@ class Permuted(ImageTask):
         the same with ordinary weights and biases.
     width
         Units of a hidden layer.
+    num_tasks
+        Number of tasks.
+    rounds_per_task
+        Rounds of each task but the last.
     """
 
     name = "permuted"

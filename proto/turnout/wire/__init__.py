@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turnout.wire.arrays import NDArray, as_array, as_bf16_array, as_sign_array, view
 from turnout.wire.checkpoint import load_checkpoint, save_checkpoint
+from turnout.wire.digests import shared_digest
 from turnout.wire.errors import (
     CheckpointError,
     ConfigError,
@@ -15,7 +16,6 @@ from turnout.wire.errors import (
 )
 from turnout.wire.layout import ParameterLayout, TensorSpec
 from turnout.wire.registry import MethodEntry, find, methods, register
-from turnout.wire.shared_digest import shared_digest
 
 __all__ = [
     "CheckpointError",

@@ -10,7 +10,7 @@ from torch import Tensor
 from turnout.client.flat_model import to_vector
 from turnout.client.local_updates.bilevel_work import BilevelWork, cut, flat
 from turnout.client.work import Outcome, Work
-from turnout.optim.hypergradient import descend_lower, hypergradient, joint_norm
+from turnout.optim.bilevel import descend_lower, hypergradient, joint_norm
 from turnout.wire import keys
 from turnout.wire.registry import register
 
