@@ -127,8 +127,9 @@ Turnout = Callable[..., Command]
 
 
 def simulated(place: Path, *overrides: str) -> RunSummary:
-    folder = f"run.directory={place / 'simulated'}"
-    return simulate(load_experiment(place / "small.toml", [folder, *overrides]), plots=False)
+    """Run small.toml in this process: without a fork, since gRPC has threads here."""
+    always = [f"run.directory={place / 'simulated'}", "simulation.executor=serial"]
+    return simulate(load_experiment(place / "small.toml", [*always, *overrides]), plots=False)
 
 
 def own(place: Path, pause: float) -> None:

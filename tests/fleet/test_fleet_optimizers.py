@@ -70,7 +70,8 @@ def fleet_grid(server: FleetServer, parts: Federation) -> Scheduled:
 
 
 def federation(text: str) -> Federation:
-    return build(Experiment.from_dict(tomllib.loads(text)))
+    # Not in forked processes: gRPC has threads in this one.
+    return build(Experiment.from_dict({**tomllib.loads(text), "simulation": {"executor": "serial"}}))
 
 
 def run(grid: Any, parts: Federation, text: str, *callbacks: Callback, **options: Any) -> Any:

@@ -99,9 +99,10 @@ def test_a_fleet_and_every_executor_give_the_serial_model(
     expected = simulated(written, "simulation.executor=serial")
     assert expected.metrics["accuracy"] > 0
     for executor in ("threads", "processes"):
-        other = simulated(written, f"simulation.executor={executor}", "simulation.workers=2")
-        assert other.model_sha256 == expected.model_sha256
-        assert other.metrics == expected.metrics
+        chosen = ("--set", f"simulation.executor={executor}", "--set", "simulation.workers=2")
+        other = turnout("simulate", "small.toml", "--json", "--no-plots", *chosen).end()
+        assert other["model_sha256"] == expected.model_sha256
+        assert other["metrics"] == expected.metrics
     if request.node.callspec.params["written"] not in ("bo-rep-local-upper", "field-space-continual"):
         return  # Nothing travels that these two do not have.
     address = f"127.0.0.1:{free_port()}"
