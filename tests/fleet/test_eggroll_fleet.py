@@ -13,7 +13,7 @@ from turnout.server.fleet import CommitCallback, FleetGrid, FleetOptions, FleetS
 from turnout.strategies import EGGROLL
 from turnout.tasks import Digits
 
-CHOSEN = ("strategy.name=eggroll", "strategy.mode=disjoint", "run.rounds=10")
+CHOSEN = ("strategy.name=eggroll", "strategy.mode=disjoint", "run.rounds=60")
 
 
 def test_a_killed_server_and_a_killed_client_leave_the_simulated_model(turnout: Turnout, place: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_killed_server_and_a_killed_client_leave_the_simulated_model(turnout: 
     kept = ("client", "--server", address, "--clients", "0-2", "--json", "--state-dir", "kept")
     victim = turnout(*kept)
     other = turnout("client", "--server", address, "--clients", "3-5", "--json")
-    server.wait_for("round 2/10")
+    server.wait_for("round 1/60")
     server.signal(signal.SIGKILL)
     server.end(-9)
     victim.signal(signal.SIGKILL)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+_THREADS: Final = "OMP_NUM_THREADS"
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Give PyTorch one thread on this thread: their number changes the order of its sums, so the bits."""
+    """Give PyTorch one thread on this thread: their number changes the order of its sums, so the bits.
+
+    An app that imports PyTorch only now gets it with one thread, for good.
+    """
     torch = sys.modules.get("torch")
-    threads = 1 if torch is None else torch.get_num_threads()
-    if torch is None or threads == 1:
+    if torch is None:
+        given = os.environ.get(_THREADS)
+        os.environ[_THREADS] = "1"  # Read when PyTorch is loaded.
+        try:
+            yield
+        finally:
+            if given is None:
+                os.environ.pop(_THREADS, None)
+            else:
+                os.environ[_THREADS] = given
+        return
+    threads = torch.get_num_threads()
+    if threads == 1:
         yield
         return
     torch.set_num_threads(1)
