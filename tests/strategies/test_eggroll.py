@@ -16,7 +16,7 @@ from turnout.strategies.update_log import UpdateLog
 from turnout.wire import ConfigError, LayoutError, ParameterLayout, as_array, keys
 from turnout.wire.flower import reply
 from turnout.wire.perturbation import dense
-from turnout.wire.replica import Replica, Search
+from turnout.wire.replica import MOMENTS, Replica, Search
 from turnout.wire.seed_log import Fitness, LogEntry, read_log
 
 Change = Callable[[Fitness], Fitness]
@@ -62,7 +62,7 @@ class LinearClient:
     def follow(self, content: RecordDict, search: Search, layout: ParameterLayout, now: int) -> None:
         if keys.ARRAYS in content:
             theta = np.array(layout.flatten(content[keys.ARRAYS]))
-            sent = [content[name] for name in keys.MOMENTS[: search.num_moments]]
+            sent = [content[name] for name in MOMENTS[: search.num_moments]]
             moments = [np.array(layout.flatten(record)) for record in sent]
             self.replica, self.at = Replica(search, search.source(layout), theta, moments), now
             return
@@ -205,7 +205,7 @@ def test_a_late_joiner_gets_the_log_while_it_is_smaller_and_the_model_with_momen
     run(make(pairs=1), members, rounds=12, available=lambda t: NODES if t == 12 else NODES[1:])
     (message,) = late.requests
     assert keys.ARRAYS in message.content
-    assert keys.MOMENTS[0] in message.content
+    assert MOMENTS[0] in message.content
     assert keys.SEED_LOG not in message.content
     # Without a start that clients can build, the first request of each brings the model.
     members = clients()
