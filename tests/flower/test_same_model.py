@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 APP = Path(__file__).resolve().parents[2] / "examples/flower"
 EXPERIMENT = APP / "turnout_flower/experiment.toml"
 CLIENTS, ROUNDS = 4, 3
-# A memory on the server; three numbers a client; two kinds of work; state at the clients, which is caught up on; one of Flower's own.
+# A memory on the server; three numbers a client; two kinds of work; state at the clients, which is caught up
+# on; one of Flower's own.
 STRATEGIES = ("fedstale", "fedau", "fedamd", "rerce-fed", "flwr:FedAdam")
 COMMON = f"run.rounds={ROUNDS} fleet.wait=120 fleet.timeout=300"
 
