@@ -20,7 +20,7 @@ from torch import nn
 
 from turnout.peft import BoneConfig, LoraConfig, MissConfig, attach
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.figures import Line, panels
+from turnout.reproduce.figures import panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
 from turnout.reproduce.transfer import (
@@ -36,6 +36,7 @@ from turnout.reproduce.transfer import (
     tuned,
     with_pissa,
 )
+from turnout.reproduce.transfer_figures import rate_lines
 from turnout.wire import register
 
 SLUG: Final = "bone"
@@ -167,14 +168,3 @@ def _plot(jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]
         y_label="accuracy",
         log=False,
     )
-
-
-def rate_lines(jobs: list[Job], outcomes: list[Adaptation]) -> list[Line]:
-    """Return target accuracy over learning rates, one line per method."""
-    grouped: dict[str, dict[float, list[float]]] = {}
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        grouped.setdefault(job.method.name, {}).setdefault(job.rate, []).append(outcome.target)
-    return [
-        Line(name, [float(np.log10(r)) for r in by_rate], [float(np.mean(v)) for v in by_rate.values()])
-        for name, by_rate in grouped.items()
-    ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,15 +19,12 @@ from torch import Tensor, nn
 
 from turnout.peft import AdapterConfig, LiftConfig, LoraConfig, attach
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.bone import rate_lines
-from turnout.reproduce.figures import panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
 from turnout.reproduce.transfer import (
     COLUMNS,
     HIDDEN,
     RATES,
-    Adaptation,
     Job,
     Method,
     Tuned,
@@ -36,6 +32,7 @@ from turnout.reproduce.transfer import (
     table_rows,
     tuned,
 )
+from turnout.reproduce.transfer_figures import plot_both_accuracies
 from turnout.wire import register
 
 SLUG: Final = "lift"
@@ -102,7 +99,7 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
             ),
             Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
         ),
-        {"lift-rates": partial(_plot, jobs, outcomes)},
+        {"lift-rates": partial(plot_both_accuracies, "LIFT", jobs, outcomes)},
     )
 
 
@@ -167,18 +164,3 @@ def _claims(found: dict[float, tuple[float, float]], best: list[Tuned]) -> list[
         ),
         Claim("averaging its values is averaging the weights", averaged.gap, 0.0, averaged.gap < 1e-4),
     ]
-
-
-def _plot(jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]:
-    sources = [replace(o, target=o.source) for o in outcomes]
-    return panels(
-        stem,
-        "LIFT: adapting to 200 rotated digits",
-        [
-            ("target accuracy", "rotated digits", rate_lines(jobs, outcomes)),
-            ("source accuracy", "upright digits: what is not forgotten", rate_lines(jobs, sources)),
-        ],
-        x_label="learning rate (log10)",
-        y_label="accuracy",
-        log=False,
-    )

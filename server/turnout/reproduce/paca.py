@@ -20,7 +20,6 @@ from torch import nn
 
 from turnout.peft import AdapterConfig, LoraConfig, PacaConfig
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.bone import rate_lines
 from turnout.reproduce.figures import panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
@@ -37,6 +36,7 @@ from turnout.reproduce.transfer import (
     table_rows,
     tuned,
 )
+from turnout.reproduce.transfer_figures import rate_lines
 from turnout.wire import register
 
 SLUG: Final = "paca"

@@ -9,9 +9,8 @@ task.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -21,8 +20,6 @@ from turnout.peft import LoraConfig, S2ftConfig, attach
 from turnout.peft.co_permutation import permute_channels, selected_first
 from turnout.reproduce import paca
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.bone import rate_lines
-from turnout.reproduce.figures import panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
 from turnout.reproduce.saved_tensors import Footprint
@@ -30,7 +27,6 @@ from turnout.reproduce.transfer import (
     COLUMNS,
     HIDDEN,
     RATES,
-    Adaptation,
     Job,
     Method,
     Tuned,
@@ -38,6 +34,7 @@ from turnout.reproduce.transfer import (
     table_rows,
     tuned,
 )
+from turnout.reproduce.transfer_figures import plot_both_accuracies
 from turnout.wire import register
 
 SLUG: Final = "s2ft"
@@ -87,7 +84,7 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
             Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
             paca.footprint_table(sizes.steps_measured, prints),
         ),
-        {"s2ft-rates": partial(_plot, jobs, outcomes)},
+        {"s2ft-rates": partial(plot_both_accuracies, "S2FT", jobs, outcomes)},
     )
 
 
@@ -152,18 +149,3 @@ def _added() -> float:
         deltas.append(layer.delta_weight().detach())
     one_by_one = (weight + deltas[0]) + deltas[1]
     return float((one_by_one - (weight + (deltas[0] + deltas[1]))).abs().max())
-
-
-def _plot(jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]:
-    sources = [replace(o, target=o.source) for o in outcomes]
-    return panels(
-        stem,
-        "S2FT: adapting to 200 rotated digits",
-        [
-            ("target accuracy", "rotated digits", rate_lines(jobs, outcomes)),
-            ("source accuracy", "upright digits: what is not forgotten", rate_lines(jobs, sources)),
-        ],
-        x_label="learning rate (log10)",
-        y_label="accuracy",
-        log=False,
-    )
