@@ -132,7 +132,9 @@ def test_states_beyond_the_bound_are_in_files(store: RunStore, executor: str) ->
     assert in_memory(again) <= COHORT
 
 
-def test_a_checkpoint_writes_the_states_that_changed(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_writes_the_states_that_changed(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clients that only evaluate, and read their state for it, cost nothing."""
     written: list[int] = []
     put = RowFile.put
@@ -171,10 +173,11 @@ def test_killed_between_rows_and_checkpoint(
 
     begun: list[int] = []
     save, written, expected = recorder_module.save_checkpoint, RowFile._write, start()
-    with monkeypatch.context() as patch, pytest.raises(Stop), create(store) as recorder:
+    with monkeypatch.context() as patch:
         patch.setattr(recorder_module, "save_checkpoint", killed)
         patch.setattr(RowFile, "_write", write)
-        start(recorder)
+        with pytest.raises(Stop), create(store) as recorder:
+            start(recorder)
     assert len(begun) > 26
     assert store.rounds(recorder.run.id)[-1].round == 5
     assert resumed(store, recorder) == expected

@@ -44,9 +44,7 @@ class LocalClients:
         self.states.put(node, state)
         return reply
 
-    def call(
-        self, message: Message, state: RecordDict, *, server_round: int
-    ) -> tuple[Message, RecordDict]:
+    def call(self, message: Message, state: RecordDict, *, server_round: int) -> tuple[Message, RecordDict]:
         """Run the client on ``state`` and return its reply and its state afterwards.
 
         The message stays as it is: the client gets its own records around the shared arrays. So does

@@ -314,8 +314,8 @@ class LocalGrid(LocalRunGrid):
     def state_dict(self) -> dict[str, Any]:
         """Return the round and every client's persistent state as a tree for a checkpoint.
 
-        Waits for clients that still run after their deadline. Arrays are shared, not copied; after `keep_rows`
-        the tree refers to files.
+        Waits for clients that still run after their deadline. Arrays are shared, not copied; after
+        `keep_rows` the tree refers to files.
         """
         self._executor.settle()
         return {"round": self._round, "clients": self._clients.states.state_dict()}

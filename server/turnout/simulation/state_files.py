@@ -41,7 +41,9 @@ class StateFiles:
         Raises `CheckpointError` for what is not a checkpoint's.
         """
         if not all(isinstance(rows, RowReference) for rows in references.values()):
-            raise CheckpointError("clients' states in the checkpoint are not readable: not references to rows.")
+            raise CheckpointError(
+                "clients' states in the checkpoint are not readable: not references to rows."
+            )
         owned = all(rows.owned for rows in references.values())
         directory = next((rows.path.parent for rows in references.values()), None) if owned else None
         files = cls(directory)
