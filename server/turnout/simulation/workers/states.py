@@ -44,7 +44,7 @@ class SharedStates:
         self._release(old, tree)
 
     def forget(self, nodes: Iterable[int] | None = None) -> None:
-        """Release the blocks of ``nodes`` (None: all), whose states are elsewhere now; no worker runs them."""
+        """Release the blocks of ``nodes`` (None: all): their states are elsewhere; no worker runs them."""
         for node in list(self._known) if nodes is None else nodes:
             tree, _ = self._known.pop(node, ([], None))
             self._release(tree, [])
