@@ -66,7 +66,7 @@ def large_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     clients = int(options.memory_gb * 1e9 / 4 / options.large_parameters)
     rows = []
     for strategy in (name for name in ("fedstale", "mifa") if name in options.strategies):
-        case = Case(strategy, clients, min(options.cohort, clients), options.large_parameters,
+        case = Case(strategy, clients, min(options.large_cohort, clients), options.large_parameters,
                     options.large_rounds, memory=f"mmap:{options.out}",
                     budget_gb=options.budget_gb)  # fmt: skip
         row = measured(case)
@@ -118,13 +118,14 @@ def main() -> None:
     parser.add_argument("--cohort", type=int, default=100, help="participants of the first part")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--parameters", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds")
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds")
     parser.add_argument(
         "--memory-gb", type=float, default=40.0, help="N x d x 4 bytes of the last part; 0: none"
     )
     parser.add_argument("--budget-gb", type=float, default=2.0, help="own memory that the last part may have")
     parser.add_argument("--large-parameters", type=int, default=1_000_000)
-    parser.add_argument("--large-rounds", type=int, default=8, help="each writes cohort x 4 MB")
+    parser.add_argument("--large-cohort", type=int, default=25, help="participants of the last part")
+    parser.add_argument("--large-rounds", type=int, default=6, help="each writes 25 rows of 4 MB")
     parser.add_argument("--out", type=Path, default=Path("out/scaling"), help="for the plot and the file")
     parser.add_argument("--jsonl", type=Path, help="file of JSON lines to update")
     parser.add_argument("--markdown", type=Path, help="file to write the tables into, between marks")

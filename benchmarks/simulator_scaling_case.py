@@ -83,7 +83,7 @@ def run_case(turns: Turns, case: Case) -> None:
     arrays, clock = ArrayRecord(), Clock()
     arrays["0"] = as_array(np.zeros(case.parameters, np.float32))
     rounds = WARM_UP + case.rounds
-    # A checkpoint would copy the file's content: what it costs is another question.
+    # A checkpoint waits until the file's new rows are on disk: what that costs is another question.
     every = CHECKPOINT_EVERY if case.memory == "ram" else rounds + 1
     turns.ready()
     turns.wait()

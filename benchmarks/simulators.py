@@ -3,9 +3,11 @@
     python benchmarks/simulators.py [--models mlp100k cnn100k] [--executors serial,threads] [--quick]
 
 Every system has the same clients, cohorts, minibatches, model, start and local SGD, and the same cores; they
-take turns of a few seconds. Turnout runs as `turnout simulate` does: participation model, FedAvg, metrics
+take turns of a few seconds. What a system can be set to is tried for each model and cohort size, in the first
+federation. Turnout runs as `turnout simulate` does: participation model, FedAvg, metrics
 and run store on, a checkpoint every 10 rounds. Standard output has JSON lines, standard error the tables. The
 models after the same rounds are compared, and the run fails where one differs by more than rounding does.
+``--jsonl`` and ``--markdown`` replace what the file has of the models of this run and keep the others'.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from simulators_measure import figures, fixed_costs, measure, quiet_peers, systems
+from simulators_measure import chosen, figures, fixed_costs, measure, narrowed, quiet_peers, systems
 from simulators_report import Results, conditions, markdown_table, show, write_markdown
 from simulators_work import MODELS, Workload, data_name
 
@@ -65,12 +67,12 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def workloads(options: argparse.Namespace) -> list[Workload]:
+def workloads(options: argparse.Namespace, model: str) -> list[Workload]:
     """Return the workloads to measure; a cohort is never larger than its federation."""
     return [
         Workload(model=model, clients=clients, cohort=cohort, examples=options.examples,
                  batch_size=options.batch_size, epochs=options.epochs, lr=options.lr, seed=options.seed)
-        for model in options.models for clients in options.clients for cohort in options.cohorts
+        for clients in options.clients for cohort in options.cohorts
         if cohort <= clients
     ]  # fmt: skip
 
@@ -87,26 +89,27 @@ def page(
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    options = arguments()
-    quiet_peers()
+def measure_model(options: argparse.Namespace, model: str, results: Results) -> list[dict[str, Any]]:
+    """Measure one model, publish what came of it, and return the systems' figures."""
     began, about = time.perf_counter(), conditions()
-    results = Results("simulators", options.jsonl)
     sections: list[tuple[Workload, list[dict[str, Any]]]] = []
+    settings: dict[int, dict[str, str]] = {}  # By cohort size.
     reasons: set[str] = set()
-    for work in workloads(options):
+    for work in workloads(options, model):
         every = systems(work, options.executors.split(","), options.peers, loops=True)
         measured, skipped = measure(
-            work, every, common=options.common, turns=options.turns, seconds=options.seconds
+            work,
+            narrowed(every, settings.get(work.cohort, {})),
+            common=options.common,
+            turns=options.turns,
+            seconds=options.seconds,
         )
+        settings.setdefault(work.cohort, chosen(measured))
         sections.append((work, figures(work, measured)))
         results.add(sections[-1][1])
         reasons |= set(skipped)
-        show(
-            f"{work} ({data_name(work.model)}), {work.steps} steps of {work.batch_size}",
-            COLUMNS,
-            sections[-1][1],
-        )
+        title = f"{work} ({data_name(work.model)}), {work.steps} steps of {work.batch_size}"
+        show(title, COLUMNS, sections[-1][1])
     rows = [row for _, part in sections for row in part]
     fixed = fixed_costs(rows)
     show("Cost of a round and of a client, by regression over the cohort sizes", FIXED, fixed)
@@ -122,7 +125,15 @@ def main() -> None:
         f"{time.perf_counter() - began:.0f} s."
     )
     if options.markdown is not None:
-        write_markdown(options.markdown, "simulators", "simulators", page(sections, fixed, said))
+        write_markdown(options.markdown, f"simulators {model}", "simulators", page(sections, fixed, said))
+    return rows
+
+
+def main() -> None:
+    options = arguments()
+    quiet_peers()
+    results = Results("simulators", options.jsonl)
+    rows = [row for model in options.models for row in measure_model(options, model, results)]
     apart = [f"{row['system']} on {row['model']}" for row in rows if not row["agrees"]]
     if apart:
         sys.exit(f"models differ by more than rounding does: {', '.join(apart)}")

@@ -144,7 +144,7 @@ def main() -> None:
     quiet_peers()
     name = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
     watched = 0 if options.device != "cpu" and find_spec("pynvml") is not None else None
-    results, parts = Results("simulators-gpu", options.jsonl), [f"{name}, PyTorch {conditions()['torch']}."]
+    results, said = Results("simulators-gpu", options.jsonl), f"{name}, PyTorch {conditions()['torch']}."
     every, reasons = workloads(options)
     for work in every:
         measured, skipped = measure(
@@ -155,12 +155,12 @@ def main() -> None:
         rows = rows_of(work, measured)
         results.add({**row, "gpu": name} for row in rows)
         show(f"{work}, {name}", COLUMNS, rows)
-        parts += [f"### {work}", markdown_table(COLUMNS, rows)]
+        if options.markdown is not None:
+            text = "\n\n".join([said, f"### {work}", markdown_table(COLUMNS, rows)])
+            write_markdown(options.markdown, f"gpu {work.model}", "simulators_gpu", text)
     for reason in reasons:
         print(f"left out: {reason}", file=sys.stderr)
     results.save()
-    if options.markdown is not None:
-        write_markdown(options.markdown, "gpu", "simulators_gpu", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

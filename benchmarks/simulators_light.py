@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--executors", default="serial,threads", help="Turnout's executors, comma-separated")
     parser.add_argument("--peers", default="pfl,flower", help="comma-separated; 'none': none")
+    parser.add_argument("--common", type=int, default=3, help="rounds before, which choose settings")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each system's block in a turn")
     parser.add_argument("--jsonl", type=Path, help="file of JSON lines to update")
@@ -61,6 +62,10 @@ def main() -> None:
     if options.quick:
         options.model, options.cohorts, options.clients = "mlp", [3], 10
         options.turns, options.seconds = 1, 0.05
+    if options.common < 2:
+        parser.error(f"--common {options.common}: give at least 2 rounds")
+    if "batched" in options.executors.split(","):
+        parser.error("--executors: 'batched' trains clients, and these do not train; leave it out")
     quiet_peers()
     results, about = Results("simulators-light", options.jsonl), conditions()
     result: list[dict[str, Any]] = []
@@ -68,7 +73,9 @@ def main() -> None:
         work = Workload(model=options.model, clients=options.clients, cohort=cohort, epochs=0)
         peers = [] if options.peers == "none" else options.peers.split(",")
         every = systems(work, options.executors.split(","), peers, loops=False)
-        measured, skipped = measure(work, every, common=3, turns=options.turns, seconds=options.seconds)
+        measured, skipped = measure(
+            work, every, common=options.common, turns=options.turns, seconds=options.seconds
+        )
         result += light_rows(work, measured)
         for reason in skipped:
             print(f"left out: {reason}", file=sys.stderr)

@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,19 +129,14 @@ def measure(
     skipped = sorted({system.missing for system in every if system.missing})
     with tempfile.TemporaryDirectory(prefix="simulators-") as folder, contextlib.ExitStack() as stack:
         started: list[tuple[Party, Measured]] = []
-        for system in every:
-            if system.missing:
-                continue
-            party = stack.enter_context(Party(system.target, work, *system.arguments, name=system.name))
+        for party, system in _ready(work, every, stack, skipped):
             try:
                 known = min(
                     (row.warm for _, row in started if row.system.name == system.name), default=math.inf
                 )
                 started.append((party, _warm_up(party, system, common, Path(folder) / "model.npy", known)))
             except RuntimeError as error:
-                party.close()
-                _say(f"{system.name} {system.setting}: {error}")
-                skipped.append(f"{system.name} {system.setting}: {error}")
+                _skip(party, system, error, skipped)
         kept = _fastest(started)
         for turn in range(turns):
             for party, row in kept:
@@ -155,9 +150,47 @@ def measure(
     return [row for _, row in kept], skipped
 
 
+def _ready(
+    work: Workload, every: Sequence[System], stack: contextlib.ExitStack, skipped: list[str]
+) -> list[tuple[Party, System]]:
+    """Start the systems that can run here; those that cannot are noted in ``skipped``.
+
+    All at once, for a start is imports and data; engines of Ray look for free ports, one after the other.
+    """
+    present = [system for system in every if not system.missing]
+    groups = [[s for s in present if s.package != "ray"], *([s] for s in present if s.package == "ray")]
+    ready = []
+    for group in groups:
+        begun = [
+            (stack.enter_context(Party(system.target, work, *system.arguments, name=system.name)), system)
+            for system in group
+        ]
+        for party, system in begun:
+            try:
+                ready.append((party.ready(), system))
+            except RuntimeError as error:
+                _skip(party, system, error, skipped)
+    return ready
+
+
+def _skip(party: Party, system: System, error: RuntimeError, skipped: list[str]) -> None:
+    party.close()
+    _say(f"{system.name} {system.setting}: {error}")
+    skipped.append(f"{system.name} {system.setting}: {error}")
+
+
+def chosen(rows: Sequence[Measured]) -> dict[str, str]:
+    """Return the setting that each system was fastest in, by its name."""
+    return {row.system.name: row.system.setting for row in rows}
+
+
+def narrowed(every: Sequence[System], settings: Mapping[str, str]) -> list[System]:
+    """Return of each system in ``settings`` only that one."""
+    return [system for system in every if settings.get(system.name, system.setting) == system.setting]
+
+
 def _warm_up(party: Party, system: System, common: int, path: Path, known: float) -> Measured:
     """Run the common rounds; ``known`` are the seconds per round of another setting of the same system."""
-    party.ready()
     first = party.round(ROUND_SECONDS, what="rounds 1")["seconds"]
     if first > HOPELESS_SECONDS and first > HOPELESS_TIMES * known:
         raise RuntimeError(f"its first round took {first:.0f} s, in another setting {known:.2f} s")

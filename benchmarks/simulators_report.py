@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -75,11 +76,17 @@ def markdown_table(columns: Columns, rows: Iterable[dict[str, Any]]) -> str:
 
 
 def write_markdown(path: Path, section: str, script: str, text: str) -> None:
-    """Put this command and ``text`` between the marks in ``path``, at its end where it has none."""
+    """Put this command and ``text`` between the marks of ``section`` in ``path``.
+
+    A section that is not there yet goes behind the last one of this script, or else at the end.
+    """
     begin, end = BEGIN.format(section, script), END.format(section)
     page = path.read_text() if path.exists() else ""
     if begin not in page:
-        page = f"{page.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+        known = re.findall(re.escape(BEGIN).replace(r"\{\}", "{}").format("(.+)", script), page)
+        last = END.format(known[-1]) if known else ""
+        before, mark, after = page.partition(last) if last else (page.rstrip(), "", "\n")
+        page = f"{before}{mark}\n\n{begin}\n{end}{after}".lstrip()
     before, rest = page.split(begin)
     command = shlex.join(["python", f"benchmarks/{script}.py", *_telling(sys.argv[1:])])
     path.write_text(f"{before}{begin}\n`{command}`\n\n{text}\n{end}{rest.split(end, 1)[1]}")
@@ -110,10 +117,16 @@ class Results:
             self._lines.append(line)
 
     def save(self) -> None:
-        """Let the file hold these lines instead of this benchmark's earlier ones."""
+        """Let the file hold these lines instead of this benchmark's earlier ones about the same models."""
         if self._file is None:
             return
+        mine = {_about(line) for line in self._lines}
         old = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in old if json.loads(line)["benchmark"] != self._benchmark]
+        kept = [line for line in old if _about(line) not in mine]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("\n".join([*kept, *self._lines]) + "\n")
+
+
+def _about(line: str) -> tuple[str, str | None]:
+    row = json.loads(line)
+    return row["benchmark"], row.get("model")

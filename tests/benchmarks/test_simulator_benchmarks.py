@@ -47,6 +47,36 @@ def test_all_systems_end_with_the_same_model(tmp_path: Path) -> None:
     assert len(lines.read_text().splitlines()) == len(rows)
 
 
+def test_a_run_keeps_what_others_measured(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from simulators_report import Results, write_markdown
+
+    page, lines = tmp_path / "page.md", tmp_path / "results.jsonl"
+    page.write_text("# A page\n\nBefore.\n")
+    write_markdown(page, "s one", "script", "old")
+    page.write_text(f"{page.read_text()}\nAfter.\n")
+    write_markdown(page, "s two", "script", "two")
+    write_markdown(page, "s one", "script", "new")
+    write_markdown(page, "t", "other", "three")
+    words = [line for line in page.read_text().splitlines() if line and line[0] not in "`<"]
+    assert words == ["# A page", "Before.", "new", "two", "After.", "three"]
+    for benchmark, model, value in [("b", "m", 1), ("b", "n", 2), ("c", "m", 3), ("b", "m", 4)]:
+        results = Results(benchmark, lines)
+        results.add([{"model": model, "value": value}])
+        results.save()
+    assert [json.loads(line)["value"] for line in lines.read_text().splitlines()] == [2, 3, 4]
+
+
+def test_a_setting_that_was_fastest_is_kept(monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from simulators_measure import Measured, System, chosen, narrowed
+
+    every = [System("a", "peer", print, "1"), System("a", "peer", print, "2"), System("b", "loop", print)]
+    settings = chosen([Measured(every[1], 1.0, [])])  # type: ignore[arg-type]
+    assert narrowed(every, settings) == every[1:]
+    assert narrowed(every, {}) == every
+
+
 def test_the_line_through_cohort_sizes(monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from simulators_measure import fixed_costs

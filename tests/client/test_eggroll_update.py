@@ -33,7 +33,7 @@ class States(Callback):
         self.reports.append(report)
 
     def state(self, client: int) -> RecordDict:
-        return self.grid._clients.state(client)
+        return self.grid._clients.states.get(client)
 
     def outcomes(self) -> set[str]:
         return {c.outcome for report in self.reports for c in report.clients}

@@ -46,6 +46,24 @@ def test_gradients_land_in_the_flat_vector_in_state_dict_order():
     torch.testing.assert_close(model.gradient, expected)
 
 
+def test_gradients_of_their_own_and_then_views_again_even_after_an_error():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model = FlatModel(module)
+
+    def fail_halfway() -> None:
+        with model.own_gradients() as trained:
+            module[0](torch.ones(1, 3)).sum().backward()
+            assert [tensor.grad is not None for tensor in trained] == [True, True, False, False]
+            assert not model.gradient.any()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    module(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(model.gradient, torch.cat([p.grad.reshape(-1) for p in module.parameters()]))
+    assert model.gradient[-1] == 1.0
+
+
 def test_frozen_parameters_travel_but_do_not_move():
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)

@@ -84,7 +84,8 @@ def test_interrupted_and_resumed_is_uninterrupted(
     _assert_same_tree(second.state_dict(), whole.state_dict())
 
 
-def test_state_of_every_kind_survives_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_state_of_every_kind_survives_a_checkpoint(in_rows: bool, tmp_path: Path) -> None:
     state = RecordDict(
         {
             "z/arrays": ArrayRecord(
@@ -112,6 +113,8 @@ def test_state_of_every_kind_survives_a_checkpoint(tmp_path: Path) -> None:
 
     grid = LocalGrid(app, 3)
     list(grid.send_and_receive([grid.create_message(RecordDict(), "train", 1, "")]))
+    if in_rows:
+        grid.keep_rows(tmp_path, "run")
     save_checkpoint(tmp_path / "c.safetensors", grid.state_dict())
     again = LocalGrid(app, 3)
     again.load_state_dict(load_checkpoint(tmp_path / "c.safetensors"))

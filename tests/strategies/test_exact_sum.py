@@ -48,6 +48,22 @@ class TestOrder:
         like = terms[0][0]
         assert total(terms, like).tobytes() == total([terms[i] for i in permutation], like).tobytes()
 
+    @pytest.mark.parametrize("alike", [None, 1.0, 0.37])
+    @given(spread_terms())
+    @settings(max_examples=30)
+    def test_rows_lent_together_are_added_as_one_by_one(
+        self, alike: float | None, drawn: tuple[Terms, list[int]]
+    ) -> None:
+        terms, order = drawn
+        terms = [(vector, weight if alike is None else alike) for vector, weight in terms]
+        lent = ExactSum(terms[0][0])
+        lent.lend(np.stack([vector for vector, _ in terms]))
+        for index in order[len(order) // 3 :]:
+            lent.add(lent.row(index), terms[index][1])
+        lent.settle()
+        alone = total([terms[i] for i in order[len(order) // 3 :]], terms[0][0])
+        assert lent.value().tobytes() == alone.tobytes()
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_where_plain_sums_differ(self, dtype: type) -> None:
         rng = np.random.default_rng(0)

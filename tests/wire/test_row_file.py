@@ -108,7 +108,7 @@ class TestCheckpoints:
             sizes.append(file.slots)
         assert sizes[-1] == sizes[4] <= 5 + 3 * 3  # All rows, and those replaced since the older checkpoint.
 
-    @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from("pppcf")), max_size=40))
+    @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from("ppprcf")), max_size=40))
     @settings(max_examples=40, deadline=None)
     def test_no_checkpoint_changes_whatever_is_done(
         self, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str]]
@@ -120,6 +120,9 @@ class TestCheckpoints:
             if step == "p":
                 file.put(key, row(number))
                 expected[key] = row(number).tobytes()
+            elif step == "r":
+                file.remove(key)
+                expected.pop(key, None)
             elif step == "c":
                 kept.append((file.reference(), dict(expected)))
             elif len(kept) > 2:
@@ -127,6 +130,7 @@ class TestCheckpoints:
                 kept[0][0].forget_older()
             for rows, then in kept:
                 assert content(rows) == then
+        assert len(file) == len(expected)
         assert {key: file.get(key).tobytes() for key in file.keys()} == expected  # type: ignore[union-attr]  # noqa: SIM118
 
     def test_reopened_it_goes_on_without_touching_older_checkpoints(self, tmp_path: Path) -> None:

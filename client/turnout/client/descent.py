@@ -25,12 +25,16 @@ def descend(
     """Do what `Work.descend` says, for one client."""
     model = work.model
     model.train(True)
+    parts = work.start_parts(server_round)
+    o = work.options
+    if centre is None and linear is None and o.plain_sgd and not o.weight_decay and not parts:
+        losses = _plain(work, server_round)
+        return Descent(len(losses), work.mean_loss(losses))
     y, gradient = model.parameters, model.gradient
     difference = torch.empty_like(y if centre is not None else y[:0])
-    optimizer = None if work.options.own_sgd else work.begin_optimizer()
+    optimizer = None if o.own_sgd else work.begin_optimizer()
     step = _sgd(work) if optimizer is None else optimizer.step
-    losses: list[Tensor] = []
-    parts = work.start_parts(server_round)
+    losses = []
     for batch in work.batches(server_round):
         parts.before_step(lambda batch=batch: work.probe(batch))  # type: ignore[misc]
         losses.append(work.gradient(batch))
@@ -47,6 +51,27 @@ def descend(
     if optimizer is not None:
         work.end_optimizer(optimizer)
     return Descent(len(losses), work.mean_loss(losses))
+
+
+def _plain(work: LocalRound, server_round: int | None) -> list[Tensor]:
+    """Take steps of plain SGD on the loss alone and return the losses.
+
+    Autograd's gradients go to the step as they are: to be gathered in ``model.gradient`` they would pass
+    through the cache twice more, which is a tenth of a small model's step.
+    """
+    module, inputs, loss_of, lr = work.model.module, work.model.inputs, work.task.loss, work.lr
+    losses: list[Tensor] = []
+    with work.model.own_gradients() as trained:
+        values = [tensor.detach() for tensor in trained]
+        for x, y in work.batches(server_round):
+            loss = loss_of(module(inputs(x)), y)
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+            for value, tensor in zip(values, trained, strict=True):
+                if tensor.grad is not None:  # Else the batch did not go through it.
+                    value.add_(tensor.grad, alpha=-lr)
+                    tensor.grad = None
+    return losses
 
 
 def _sgd(work: LocalRound) -> Callable[[], object]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class FlatModel:
         dtype = torch.float64 if self.layout.dtype == np.float64 else torch.float32
         self.parameters = torch.zeros(self.layout.size, dtype=dtype, device=device)
         self.gradient = torch.zeros_like(self.parameters)
+        self._tensors: list[Tensor] = []
         seen: dict[int, str] = {}
         for spec in self.layout.tensors:
             tensor = state[spec.name]
@@ -49,6 +51,7 @@ class FlatModel:
             if tensor.dtype != dtype:
                 raise LayoutError(f"parameter {spec.name!r} is {tensor.dtype}; make the whole model {dtype}.")
             seen[id(tensor)] = spec.name
+            self._tensors.append(tensor)
             piece = slice(spec.offset, spec.offset + spec.size)
             self.parameters[piece].copy_(tensor.detach().reshape(-1))
             tensor.data = self.parameters[piece].view(spec.shape)
@@ -65,6 +68,21 @@ class FlatModel:
     def size(self) -> int:
         """P, the number of parameters."""
         return self.layout.size
+
+    @contextmanager
+    def own_gradients(self) -> Iterator[list[Tensor]]:
+        """Let autograd make ``.grad`` anew for each parameter that is trained; these are what is yielded.
+
+        Afterwards ``.grad`` is a view into ``gradient`` again.
+        """
+        trained = [(tensor, tensor.grad) for tensor in self._tensors if tensor.requires_grad]
+        try:
+            for tensor, _ in trained:
+                tensor.grad = None
+            yield [tensor for tensor, _ in trained]
+        finally:
+            for tensor, gradient in trained:
+                tensor.grad = gradient
 
     def train(self, mode: bool) -> None:
         """Put the module in training mode, or in evaluation mode (batch norm uses its stored statistics)."""

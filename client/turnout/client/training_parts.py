@@ -17,6 +17,10 @@ class TrainingParts:
         self._parts: Sequence[TrainingPart] = [p for p in module.modules() if isinstance(p, TrainingPart)]
         self._held: list[tuple[Tensor, Tensor]] = []
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._parts)
+
     def start(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Open the local training of a round."""
         for part in self._parts:

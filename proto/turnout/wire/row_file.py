@@ -166,6 +166,18 @@ class RowFile:
         self._slots[key] = slot
         self._fresh.add(key)
 
+    def remove(self, key: int) -> None:
+        """Let go of the row, if there is one; checkpoints that refer to it keep it."""
+        if key >= len(self._slots) or (old := self._slots[key]) == _NOWHERE:
+            return
+        self._slots[key] = _NOWHERE
+        self._count -= 1
+        if key in self._fresh:
+            self._fresh.remove(key)
+            self._free.append(old)
+        else:
+            self._superseded.append(old)
+
     def matrix(self) -> tuple[NDArray, NDArray]:
         """Return the keys and their rows, shape (rows, size), as a read-only map of the file."""
         held = np.flatnonzero(self._slots.values != _NOWHERE)

@@ -212,7 +212,9 @@ class RunRecorder(Callback):
         if due or report.server_round >= self.run.num_rounds:
             path = self.directory.checkpoint(report.server_round)
             began = time.perf_counter()
-            report.strategy.keep_rows(path.parent, self.run.id)
+            for part in (report.strategy, report.grid):
+                if hasattr(part, "keep_rows"):  # What each keeps of clients.
+                    part.keep_rows(path.parent, self.run.id)
             tree = {**report.checkpoint(), "run": self.run.id}
             save_checkpoint(path, tree)
             self._rows[report.server_round] = list(row_references(tree))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -69,6 +70,9 @@ class LocalGrid(LocalRunGrid):
     buffer_replies
         Return replies as a list instead of a generator, for strategies that go through them twice (Flower's
         adaptive clipping on the server side); costs memory for a whole cohort's replies.
+    state_bytes
+        Most memory for what clients keep between rounds, beyond that of one round's participants; the rest is
+        in files, in a recorded run beside its checkpoints. Default 2 GiB.
 
     Raises
     ------
@@ -89,6 +93,7 @@ class LocalGrid(LocalRunGrid):
         run_config: Mapping[str, UserConfigValue] | None = None,
         min_available_nodes: int = 2,
         buffer_replies: bool = False,
+        state_bytes: int = 2 << 30,
     ) -> None:
         super().__init__()
         self.num_clients = check_num_clients(num_clients)
@@ -100,8 +105,10 @@ class LocalGrid(LocalRunGrid):
             )
         if min_available_nodes < 1:
             raise ConfigError(f"min_available_nodes must be at least 1, got {min_available_nodes}.")
+        if state_bytes < 0:
+            raise ConfigError(f"state_bytes must be at least 0, got {state_bytes}.")
         self._clients = LocalClients(
-            client_app, self.num_clients, {"seed": check_seed(seed), **(run_config or {})}
+            client_app, self.num_clients, {"seed": check_seed(seed), **(run_config or {})}, state_bytes
         )
         choice = choose_executor(
             executor, self._clients, workers, exact=exact, cohort=_mean_cohort(self.participation)
@@ -229,6 +236,7 @@ class LocalGrid(LocalRunGrid):
         return list(replies) if self._buffer_replies else replies
 
     def _exchange(self, requests: list[Message], timeout: float | None) -> Generator[Message, None, None]:
+        self._executor.trim_states()
         server_round, here = self._round, self._present()
         trains = any(_is_training(message) for message in requests)
         present = [m for m in requests if m.metadata.dst_node_id in here or not _is_training(m)]
@@ -259,6 +267,7 @@ class LocalGrid(LocalRunGrid):
 
     def train_cohort(self, cohort: Cohort, *, timeout: float | None = None) -> Generator[Batch, None, None]:
         """Train ``cohort`` in bulk; times out and refuses absent clients as `send_and_receive` does."""
+        self._executor.trim_states()
         deadline, here = _deadline(timeout), self._present()
         parts, unanswered = [], 0
         for part in cohort.parts:
@@ -295,18 +304,26 @@ class LocalGrid(LocalRunGrid):
 
     # Checkpoints.
 
+    def keep_rows(self, directory: Path, run: str) -> None:
+        """Let checkpoints refer to clients' states in files in ``directory`` instead of copying them.
+
+        As `Algorithm.keep_rows` does for what strategies keep of clients.
+        """
+        self._clients.states.keep_in(directory)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the round and every client's persistent state as a tree for a checkpoint.
 
-        Waits for clients that still run after their deadline. Arrays are shared, not copied.
+        Waits for clients that still run after their deadline. Arrays are shared, not copied; after
+        `keep_rows` the tree refers to files.
         """
         self._executor.settle()
-        return {"round": self._round, "clients": self._clients.state_dict()}
+        return {"round": self._round, "clients": self._clients.states.state_dict()}
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; `CheckpointError` if it has clients unknown here."""
         self._executor.settle()
-        self._clients.load_state_dict(tree["clients"])
+        self._clients.states.load_state_dict(tree["clients"])
         self._executor.states_replaced()
         self._round = int(tree["round"])
 

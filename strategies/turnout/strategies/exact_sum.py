@@ -202,7 +202,10 @@ def _fold_rows(
     indices = [index for index, _ in terms]
     weights = np.array([weight for _, weight in terms])[:, np.newaxis]
     whole = len(indices) == len(rows) and indices == list(range(len(rows)))
-    plain = bool((weights == 1.0).all())
+    alike = bool((weights == weights[0]).all())
+    # NumPy multiplies by one number faster than by a column of equal ones.
+    scale: Any = weights.item(0) if alike else weights
+    plain = alike and scale == 1.0
     step = max(_FEWEST_COLUMNS, BLOCK // 2 // len(indices))
 
     def piece(begin: int, end: int) -> list[None]:
@@ -211,7 +214,7 @@ def _fold_rows(
             block = rows[:, start:stop] if whole else rows[indices, start:stop]
             term = block.astype(np.float64)
             if not plain:
-                term *= weights
+                term *= scale
             for accumulator, magic in upper:
                 rounded = term + magic
                 rounded -= magic

@@ -45,3 +45,7 @@ class Executor(ABC):
 
     def states_replaced(self) -> None:
         """Note that the clients' states were replaced from outside, by a checkpoint."""
+
+    def trim_states(self) -> None:
+        """Let go of states in memory that are more than there should be; they are read from files again."""
+        self.clients.states.trim()

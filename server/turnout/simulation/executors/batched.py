@@ -43,13 +43,13 @@ class BatchedExecutor(SerialExecutor):
                     return
                 table.clear()
                 chunk = nodes[start : start + size]
-                states = {node: self.clients.state(node) for node in chunk}
+                states = {node: self.clients.states.get(node) for node in chunk}
                 with one_torch_thread():
                     self.trainer.train(work, chunk, states, table)
                 if deadline is not None and time.monotonic() > deadline:
                     return
                 for node, state in states.items():
-                    self.clients.keep(node, state)
+                    self.clients.states.put(node, state)
                 raised = sum(refused.reason == CLIENT_RAISED for _, refused in table.failures)
                 self.clients.count_failures(raised)
                 yield table.batch(part.instruction)

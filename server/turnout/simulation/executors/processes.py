@@ -39,7 +39,7 @@ class ProcessesExecutor(Executor):
         self.workers = workers
         self.trainer = trainer
         self._pool = WorkerPool(workers, lambda parcels: WorkerHandler(parcels, clients, trainer))
-        self._states = SharedStates(clients, self._pool)
+        self._states = SharedStates(clients.states, self._pool)
         self._numbers = itertools.count(1)
 
     @property
@@ -87,6 +87,12 @@ class ProcessesExecutor(Executor):
     def states_replaced(self) -> None:
         """Forget what is known of the states in shared memory."""
         self._states.forget()
+
+    def trim_states(self) -> None:
+        """Let go of what is too much, once no late client works on it."""
+        if self.clients.states.exceeds:
+            self.settle()
+            self._states.forget(self.clients.states.trim())
 
     def _cohort_jobs(self, cohort: Cohort, deadline: float | None, described: list[Entry]) -> Iterator[Job]:
         for part in cohort.parts:

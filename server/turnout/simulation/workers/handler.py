@@ -44,12 +44,9 @@ class WorkerHandler:
         node = command["node"]
         message = request(content, dst_node_id=node, message_type=command["type"], group_id=command["group"])
         stamp(message, command["id"])
-        state, known = self._parcels.unwrap(command["state"])
-        context = self._clients.context(node)
-        context.state = state
-        reply = self._clients.deliver(message, server_round=command["round"])
-        answer: dict[str, Any] = {"state": self._parcels.wrap(context.state, known)}
-        context.state = RecordDict()  # The parent keeps it.
+        before, known = self._parcels.unwrap(command["state"])  # Lives until `wrap` has gone by its arrays.
+        reply, state = self._clients.call(message, before, server_round=command["round"])
+        answer: dict[str, Any] = {"state": self._parcels.wrap(state, known)}
         if reply.has_error():
             return {**answer, "error": [reply.error.code, reply.error.reason]}
         return {**answer, "content": self._parcels.wrap(reply.content)}
