@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.allocation import KeptPart
 from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
@@ -29,7 +30,7 @@ from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
-from turnout.wire.arrays import view
+from turnout.wire.arrays import as_array, view
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.layout import ParameterLayout
 from turnout.wire.registry import find
@@ -147,7 +148,7 @@ class Trainer:
             # The model takes its buffers along; a gradient or a control variate has none.
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
-            _leave_out_unchanged(sent, layout, _arrays(message.content))
+            _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -280,10 +281,13 @@ class Trainer:
         return data
 
 
-def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
+def _leave_out_unchanged(
+    sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord, kept: Mapping[str, KeptPart]
+) -> None:
     """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
 
-    One stays if all are: a model without parameters is none.
+    One stays if all are: a model without parameters is none. Of those in ``kept`` only that part stays, if
+    the rest is unchanged.
     """
     same = [
         spec.name
@@ -292,6 +296,11 @@ def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: A
     ]
     for name in same[len(same) == len(layout.tensors) :]:
         del sent[name]
+    for name, part in kept.items():
+        if name in sent:
+            whole = view(sent[name])
+            if np.array_equal(part.rest(whole), part.rest(view(received[name]))):
+                sent[name] = as_array(part.taken(whole))
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.allocation import AdaLoraAllocator
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.allocation import AdaLoraAllocator, Sides
+from turnout.allocation.adalora import TRIPLETS
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
 from turnout.peft.sensitivity import Sensitivity
 from turnout.tasks.training_part import TrainingPart
@@ -27,11 +28,17 @@ class AdaLoraConfig(AdapterConfig):
     """AdaLoRA: ``delta = lora_alpha / init_r * B (A * E)``, least important rows of E set to zero.
 
     What travels is ``init_r (d_in + d_out + 1)`` numbers per layer, and up a score per triplet, down a mask.
-    The update is trilinear: the mean of the factors is not the mean of the updates. Steps are those of the
-    whole run, on the server's counter: rounds times ``local_steps``.
+    In the last phase, where the mask is fixed, replies have the triplets that are left only. The update is
+    trilinear: the mean of the factors is not the mean of the updates. Steps are those of the whole run, on
+    the server's counter: rounds times ``local_steps``.
 
     Attributes
     ----------
+    aggregation
+        "approximate" averages the factors. "exact-svd" averages the dense updates ``s B (A * E)``, with
+        whichever rule the strategy has, and sends the triplets of the result's singular value decomposition:
+        of every layer as many of the largest as it has among the best scored. Costs the server memory for
+        dense layers and an SVD of each in every round.
     init_r
         Rank of every layer at first.
     target_r
@@ -52,7 +59,7 @@ class AdaLoraConfig(AdapterConfig):
         Standard deviation of the first A and B; E is 0.
     """
 
-    aggregation: ClassVar[Aggregation] = "approximate"
+    aggregation: Literal["approximate", "exact-svd"] = "approximate"  # type: ignore[misc]
 
     init_r: int = 12
     target_r: int = 8
@@ -76,6 +83,7 @@ class AdaLoraConfig(AdapterConfig):
         check_number("init_std", self.init_std, low=0, open_low=True)
         for field in ("beta1", "beta2"):
             check_number(field, getattr(self, field), low=0, high=1, open_low=True, open_high=True)
+        check_averaging(self.aggregation)
         self.allocator()
 
     @property
@@ -93,7 +101,13 @@ class AdaLoraConfig(AdapterConfig):
             deltaT=self.deltaT,
             total_step=self.total_step,
             local_steps=local_steps,
+            largest=self.aggregation == "exact-svd",
         )
+
+    @property
+    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
+        """The factors' names and the scale, if the server averages dense updates."""
+        return (tuple(TRIPLETS), self.scale) if self.aggregation == "exact-svd" else None
 
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters, which share the penalty's mean."""
@@ -115,6 +129,7 @@ class AdaLora(AdapterLayer, TrainingPart):
     """
 
     config: AdaLoraConfig
+    narrows: ClassVar[Sides] = TRIPLETS
     travelling_names = ("rank_mask", "running_importance")
     stackable = False
 
@@ -130,6 +145,7 @@ class AdaLora(AdapterLayer, TrainingPart):
         self.register_buffer("running_importance", torch.zeros(r))
         self.matrices = 2
         self._sensitivities: list[Sensitivity] = []
+        self._begun: list[Tensor] = []
 
     @property
     def singular_values(self) -> Tensor:
@@ -151,27 +167,30 @@ class AdaLora(AdapterLayer, TrainingPart):
         return base + (self.config.scale * branch).to(base.dtype)
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
-        """Collect scores anew."""
+        """Collect scores anew, and keep what the mask drops."""
+        self._begun = [tensor.detach().clone() for tensor in self._triplets()]
         self._sensitivities = [
-            Sensitivity(tensor, self.config.beta1, self.config.beta2)
-            for tensor in (self.lora_A, self.lora_B, self.lora_E)
+            Sensitivity(tensor, self.config.beta1, self.config.beta2) for tensor in self._triplets()
         ]
 
+    def _triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.lora_A, self.lora_B, self.lora_E
+
     def penalty(self) -> Tensor | None:
-        """Return this layer's part of the orthogonality penalty."""
-        if not self.config.orth_reg_weight:
+        """Return this layer's part of the orthogonality penalty, of the triplets that the mask leaves."""
+        left = self.rank_mask.bool()
+        if not self.config.orth_reg_weight or not left.any():
             return None
+        a, b = self.lora_A[left], self.lora_B[:, left]
         total = sum(
             torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))
-            for gram in (self.lora_A @ self.lora_A.T, self.lora_B.T @ self.lora_B)
+            for gram in (a @ a.T, b.T @ b)
         )
         return cast(Tensor, total) * (self.config.orth_reg_weight / self.matrices)
 
     def after_gradient(self) -> None:
         """Take the step's gradients into the scores."""
-        for sensitivity, tensor in zip(
-            self._sensitivities, (self.lora_A, self.lora_B, self.lora_E), strict=False
-        ):
+        for sensitivity, tensor in zip(self._sensitivities, self._triplets(), strict=False):
             sensitivity.update(tensor, tensor.grad)
 
     def report(self) -> None:
@@ -180,6 +199,12 @@ class AdaLora(AdapterLayer, TrainingPart):
         self.running_importance.copy_(e[:, 0] + a.mean(dim=1) + b.mean(dim=0))
 
     def end_training(self) -> None:
-        """Write the scores for the server."""
+        """Write the scores for the server; put back what the mask drops, whatever decay did to it."""
         self.report()
-        self._sensitivities = []
+        left = self.rank_mask.bool()
+        with torch.no_grad():
+            for tensor, begun, side in zip(
+                self._triplets(), self._begun, (left[:, None], left, left[:, None]), strict=True
+            ):
+                tensor.copy_(torch.where(side, tensor, begun))
+        self._sensitivities, self._begun = [], []

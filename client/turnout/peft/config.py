@@ -22,6 +22,12 @@ Aggregation = Literal["exact", "approximate", "exact-svd"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_averaging(aggregation: object) -> None:
+    """Raise `ConfigError` unless a method of factors can be averaged like that."""
+    if aggregation not in ("approximate", "exact-svd"):
+        raise unknown_name("aggregation", str(aggregation), ("approximate", "exact-svd"))
+
+
 class Companion(nn.Module):
     """A module beside the adapters, at the root of the model: its buffers travel, it computes nothing."""
 
@@ -54,8 +60,8 @@ class AdapterConfig(ABC):
     """
 
     aggregation: ClassVar[Aggregation]
-    svd_factors: ClassVar[tuple[str, str, float] | None] = None
-    """Names of the factors A and B and the scale, for a server that averages their products."""
+    svd_factors: ClassVar[tuple[tuple[str, ...], float] | None] = None
+    """Names of the factors (A, B, and maybe E) and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     shares: ClassVar[bool] = False
     """Whether layers have a shared state that the server must hand out."""

@@ -48,7 +48,7 @@ _IN_PEFT: Final = (
         "ADALORA",
         AdaLoraConfig,
         options={"bias": "none"},
-        left_out=frozenset({"init_std"}),
+        left_out=frozenset({"init_std", "aggregation"}),
         attributes={"lora_E": "singular_values"},
     ),
     HubFormat("MISS", MissConfig, {}, {"bias": "none"}),

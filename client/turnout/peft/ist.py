@@ -117,7 +117,7 @@ class IstConfig(AdapterConfig):
         return self.adapter.shares
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
         """Those of the adapters."""
         return self.adapter.svd_factors
 

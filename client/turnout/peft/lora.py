@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.peft.config import AdapterConfig
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
 from turnout.tasks.validation import check_number
-from turnout.wire.errors import ConfigError, unknown_name
+from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 
@@ -55,14 +55,13 @@ class LoraConfig(AdapterConfig):
             raise ConfigError(
                 f"init_lora_weights={self.init_lora_weights!r} is not possible; use true or 'gaussian'."
             )
-        if self.aggregation not in ("approximate", "exact-svd"):
-            raise unknown_name("aggregation", str(self.aggregation), ("approximate", "exact-svd"))
+        check_averaging(self.aggregation)
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
-        return ("lora_A", "lora_B", self.scale) if self.aggregation == "exact-svd" else None
+        return (("lora_A", "lora_B"), self.scale) if self.aggregation == "exact-svd" else None
 
     @property
     def scale(self) -> float:
