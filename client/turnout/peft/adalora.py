@@ -14,6 +14,7 @@ from turnout.allocation import AdaLoraAllocator, Sides
 from turnout.allocation.adalora import TRIPLETS
 from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
+from turnout.peft.seeded_dropout import dropping
 from turnout.peft.sensitivity import Sensitivity
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
@@ -46,6 +47,8 @@ class AdaLoraConfig(AdapterConfig):
     lora_alpha
         Numerator of the scale; it is divided by ``init_r`` however many triplets are left. 0 means
         ``init_r``.
+    lora_dropout
+        Probability with which an input of A is dropped in a training step, as in `LoraConfig`.
     tinit, tfinal, total_step
         Steps before the budget falls, steps at the end with the last mask, steps in all.
     deltaT
@@ -64,6 +67,7 @@ class AdaLoraConfig(AdapterConfig):
     init_r: int = 12
     target_r: int = 8
     lora_alpha: float = 8
+    lora_dropout: float = 0.0
     tinit: int = 0
     tfinal: int = 0
     deltaT: int = 1  # noqa: N815 - the name in HF peft
@@ -79,6 +83,7 @@ class AdaLoraConfig(AdapterConfig):
         check_count("target_r", self.target_r, low=1)
         check_count("deltaT", self.deltaT, low=1)
         check_number("lora_alpha", self.lora_alpha, low=0)
+        check_number("lora_dropout", self.lora_dropout, low=0, high=1, open_high=True)
         check_number("orth_reg_weight", self.orth_reg_weight, low=0)
         check_number("init_std", self.init_std, low=0, open_low=True)
         for field in ("beta1", "beta2"):
@@ -118,7 +123,7 @@ class AdaLoraConfig(AdapterConfig):
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> AdaLora:
         """Return the adapter of ``base_layer``."""
-        return AdaLora(base_layer, self, generator)
+        return AdaLora(base_layer, self, generator, name)
 
 
 class AdaLora(AdapterLayer, TrainingPart):
@@ -133,8 +138,11 @@ class AdaLora(AdapterLayer, TrainingPart):
     travelling_names = ("rank_mask", "running_importance")
     stackable = False
 
-    def __init__(self, base_layer: nn.Module, config: AdaLoraConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, base_layer: nn.Module, config: AdaLoraConfig, generator: torch.Generator, name: str = ""
+    ) -> None:
         super().__init__(base_layer, config)
+        self.lora_dropout = dropping(config.lora_dropout, name)
         r, std = config.init_r, config.init_std
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features).normal_(std=std, generator=generator))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r).normal_(std=std, generator=generator))
@@ -163,7 +171,8 @@ class AdaLora(AdapterLayer, TrainingPart):
     def adapted(self, x: Tensor) -> Tensor:
         """Return the base layer's output plus ``s B ((A * E) x)``, without the dense weight."""
         base: Tensor = self.base_layer(x)
-        branch = linear(linear(x.to(self.lora_A.dtype), self.lora_A * self.singular_values), self.lora_B)
+        inner = linear(self.lora_dropout(x.to(self.lora_A.dtype)), self.lora_A * self.singular_values)
+        branch = linear(inner, self.lora_B)
         return base + (self.config.scale * branch).to(base.dtype)
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:

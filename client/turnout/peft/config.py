@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.allocation import Allocator
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, is_transposed
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
@@ -63,6 +63,8 @@ class AdapterConfig(ABC):
     svd_factors: ClassVar[tuple[tuple[str, ...], float] | None] = None
     """Names of the factors (A, B, and maybe E) and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    adapts_transposed: ClassVar[bool] = True
+    """Whether linear layers that store their weight transposed can be adapted as well."""
     shares: ClassVar[bool] = False
     """Whether layers have a shared state that the server must hand out."""
 
@@ -89,6 +91,10 @@ class AdapterConfig(ABC):
 
         All randomness comes from ``generator``, a CPU one that depends on ``seed`` and ``name`` only.
         """
+
+    def can_adapt(self, layer: nn.Module) -> bool:
+        """Return whether ``layer`` is of a kind that can be adapted."""
+        return isinstance(layer, self.adapts) or (self.adapts_transposed and is_transposed(layer))
 
     def targets(self, module: nn.Module, chosen: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
         """Return the layers of ``module`` to adapt; ``chosen`` are those that the names in here mean."""

@@ -126,6 +126,11 @@ class IstConfig(AdapterConfig):
         """The kinds of layers that the adapters are for."""
         return self.adapter.adapts
 
+    @property
+    def adapts_transposed(self) -> bool:  # type: ignore[override]
+        """Whether the adapters are for such layers too."""
+        return self.adapter.adapts_transposed
+
     def allocator(self, local_steps: int | None = 1) -> IstAllocator:
         """Return what draws the layers between rounds."""
         return IstAllocator(n_update_ratio=self.n_update_ratio, mode=self.mode, seed=self.seed)
