@@ -20,8 +20,8 @@ from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
-from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
-from turnout.client.options import Reference, TrainOptions
+from turnout.client.local_updates import FULL_PRECISION, LOCAL_MODELS, OWN_START, LocalUpdate
+from turnout.client.options import Precision, Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
@@ -54,6 +54,7 @@ def client_app(
     anchor_batch_size: int | None = None,
     reference: Reference = "telescoped",
     closed_form: bool = True,
+    precision: Precision = "float32",
     seed: int = 0,
     device: str = "auto",
     mods: Sequence[Mod] = (),
@@ -85,6 +86,7 @@ def client_app(
         anchor_batch_size=anchor_batch_size,
         reference=reference,
         closed_form=closed_form,
+        precision=precision,
         seed=seed,
         device=device,
     )
@@ -165,6 +167,11 @@ class Trainer:
     def update(self, content: RecordDict, context: Context) -> tuple[LocalRound, Outcome]:
         """Run the local update that a request's ``content`` names; return the work and what came of it."""
         work = self._local_round(content, context)
+        if self.options.precision != "float32" and work.local_update in FULL_PRECISION:
+            raise ConfigError(
+                f"precision={self.options.precision!r} is not possible with local update "
+                f"{work.local_update!r}; use 'float32'."
+            )
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
         outcome = update(work)
         outcome.vectors |= work.optimizer.commit()
