@@ -140,7 +140,7 @@ def test_of_decomposed_triplets_each_layer_keeps_its_largest() -> None:
         value[:, 0] = [9.0, 1.0, 0.5, 2.0]
     allocator.allocate(2, model)
     assert [mask.tolist() for _, mask in model.ending("rank_mask")] == [[1, 0, 0, 1], [1, 0, 0, 0], [0] * 4]
-    assert [value[:, 0].tolist() for _, value in model.ending("lora_E")][0] == [9, 0, 0, 2]
+    assert next(value[:, 0].tolist() for _, value in model.ending("lora_E")) == [9, 0, 0, 2]
 
 
 def test_equal_ranks_prune_nothing() -> None:

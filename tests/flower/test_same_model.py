@@ -26,8 +26,8 @@ CLIENTS, ROUNDS = 4, 3
 # A memory on the server; three numbers a client; two kinds of work; state at the clients, which is caught up
 # on; one of Flower's own.
 STRATEGIES = ("fedstale", "fedau", "fedamd", "rerce-fed", "flwr:FedAdam")
-# Adapters: a plain one, with a memory; entries that the server hands out, and picks anew; ranks that it decides
-# by what clients report; replies with some of the tensors; dense updates averaged in place of factors.
+# Adapters: a plain one, with a memory; columns that the server hands out; entries that it picks anew; ranks
+# that it decides by what clients report; replies with some of the tensors, averaged as dense updates.
 ADAPTERS = {
     "lora": ("fedstale", "peft.r=4"),
     "paca": ("fedamd", "peft.r=4"),
