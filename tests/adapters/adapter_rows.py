@@ -44,13 +44,6 @@ class Row:
 
 ROWS = [
     Row("lora", {"r": 4}, lambda o, i: 4 * (o + i), exact=False, dead=frozenset({"lora_A"})),
-    Row(
-        "lora",
-        {"r": 4, "lora_dropout": 0.3},
-        lambda o, i: 4 * (o + i),
-        exact=False,
-        dead=frozenset({"lora_A"}),
-    ),
     Row("bone", {"r": 8}, lambda o, i: o * 8, exact=True),
     Row("miss", {"r": 8}, lambda o, i: o * 8, exact=True),
     Row("miss", {"r": 7}, lambda o, i: o * 7, exact=True),

@@ -67,7 +67,7 @@ def test_the_penalty_is_the_mean_distance_from_orthonormal() -> None:
     assert left == pytest.approx(0.5 * sum(norms[2:]) / 4, rel=1e-5)
     nn.init.orthogonal_(layer.lora_A)  # type: ignore[arg-type]
     nn.init.orthogonal_(layer.lora_B)  # type: ignore[arg-type]
-    assert float(layer.penalty()) < 1e-5  # type: ignore[operator]
+    assert float(layer.penalty().detach()) < 1e-5  # type: ignore[operator]
 
 
 def test_without_pruning_it_is_an_adapter_of_fixed_rank() -> None:
