@@ -53,8 +53,8 @@ class AdapterConfig(ABC):
     modules_to_save
         Names (or last parts) of modules that train whole and travel beside the adapter, such as a new head.
     base_dtype
-        "float32", "bfloat16" or "float16" of the frozen base; what is trained is float32. The model then takes
-        inputs of float32 as well, and gives its output as that. By default the base stays as it is.
+        "float32", "bfloat16" or "float16" of the frozen base; what is trained is float32, and so are the
+        model's inputs and output if they are floats. By default the base stays as it is.
     seed
         Seeds the adapter's first values and random choices; the run's seed unless it is given.
     """
