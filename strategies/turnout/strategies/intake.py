@@ -202,7 +202,7 @@ class Intake:
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
 
-    def _widened(self, record: ArrayRecord) -> dict[str, Array]:
+    def _widened(self, record: Mapping[str, Array]) -> dict[str, Array]:
         """Return ``record`` with what it leaves out of its tensors as it was sent."""
         made = dict(record.items())
         for name, part in self._kept.items():
