@@ -60,9 +60,14 @@ def test_the_penalty_is_the_mean_distance_from_orthonormal() -> None:
         norms += [float((m @ m.T - torch.eye(3)).norm()) for m in matrices]
     penalties = [layer.penalty() for layer in adapted.layers.values()]  # type: ignore[operator]
     assert float(sum(penalties).detach()) == pytest.approx(0.5 * sum(norms) / 4, rel=1e-5)
+    layer.rank_mask[0] = 0  # Of the triplets that are left only.
+    a, b = layer.lora_A[1:].detach(), layer.lora_B[:, 1:].detach().T
+    norms[2:] = [float((m @ m.T - torch.eye(2)).norm()) for m in (a, b)]
+    left = float(layer.penalty().detach())  # type: ignore[operator]
+    assert left == pytest.approx(0.5 * sum(norms[2:]) / 4, rel=1e-5)
     nn.init.orthogonal_(layer.lora_A)  # type: ignore[arg-type]
     nn.init.orthogonal_(layer.lora_B)  # type: ignore[arg-type]
-    assert float(layer.penalty()) < 1e-5  # type: ignore[operator]
+    assert float(layer.penalty().detach()) < 1e-5  # type: ignore[operator]
 
 
 def test_without_pruning_it_is_an_adapter_of_fixed_rank() -> None:
@@ -117,3 +122,25 @@ def test_an_ordinary_loop_ends_within_the_budget() -> None:
 def test_bad_settings(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AdaLoraConfig(total_step=10, **options)  # type: ignore[arg-type]
+
+
+def test_what_the_mask_drops_is_as_it_was_after_training() -> None:
+    config = AdaLoraConfig(init_r=3, target_r=1, total_step=9)
+    (layer,) = attach(nn.Sequential(nn.Linear(8, 6)), config).layers.values()
+    assert isinstance(layer, AdaLora)
+    layer.rank_mask.copy_(torch.tensor([0, 1, 0]))
+    with torch.no_grad():
+        layer.lora_E.fill_(0.5)
+    before = [t.detach().clone() for t in (layer.lora_A, layer.lora_B, layer.lora_E)]
+    optimizer = torch.optim.AdamW([layer.lora_A, layer.lora_B, layer.lora_E], lr=0.1, weight_decay=0.1)
+    layer.start_training(1, (0,))
+    for _ in range(2):
+        optimizer.zero_grad()
+        (layer(torch.randn(4, 8)).square().mean() + layer.penalty()).backward()
+        optimizer.step()
+        layer.after_gradient()
+    layer.end_training()
+    for tensor, old, side in zip((layer.lora_A, layer.lora_B, layer.lora_E), before, (0, 1, 0), strict=True):
+        kept, dropped = torch.tensor([1]), torch.tensor([0, 2])
+        assert torch.equal(tensor.index_select(side, dropped), old.index_select(side, dropped))
+        assert not torch.equal(tensor.index_select(side, kept), old.index_select(side, kept))

@@ -71,6 +71,29 @@ def test_merged_and_unmerged(row: Row) -> None:
 
 
 @every_row
+def test_a_layer_that_stores_its_weight_transposed(row: Row) -> None:
+    conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    torch.manual_seed(0)
+    base = conv1d(*SIDES)
+    if not row.config.adapts_transposed:
+        with pytest.raises(ConfigError, match="no layer to adapt"):
+            attach(nn.Sequential(base), row.config)
+        return
+    weight = base.weight.detach().clone()
+    adapted = attach(nn.Sequential(base), row.config)
+    shake(adapted)
+    (layer,) = adapted.layers.values()
+    output = adapted.module(X)
+    torch.testing.assert_close(
+        output, X @ (weight + layer.delta_weight().T) + base.bias, atol=1e-5, rtol=1e-5
+    )
+    adapted.merge()
+    torch.testing.assert_close(base(X), output, atol=1e-5, rtol=1e-5)
+    adapted.unmerge()
+    assert torch.equal(base.weight, weight)
+
+
+@every_row
 def test_what_travels_is_what_the_formula_says(row: Row) -> None:
     adapted, _ = one_layer(row)
     state = adapted.trainable_state_dict()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adapter_rows import ROWS, SIDES, Row, ids
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from torch import nn
 
 from turnout.client import FlatModel, client_app
@@ -23,7 +23,6 @@ from turnout.strategies import FedAvg
 from turnout.tasks import Digits
 from turnout.tasks.travelling import place
 from turnout.wire import ConfigError, keys, view
-from turnout.wire.flower import new_context, request
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=ids)
 
@@ -46,34 +45,6 @@ def experiment(row: Row, **more: Any) -> Experiment:
             **more,
         }
     )
-
-
-def payload(record: ArrayRecord) -> int:
-    """Bytes of the numbers, as they are encoded: without the header of each array."""
-    total = 0
-    for array in record.values():
-        data = array.data
-        total += len(data) - data.index(b"\n") - 1
-    return total
-
-
-@every_row
-def test_a_reply_carries_what_the_formula_says(row: Row) -> None:
-    task = AdaptedTask(Narrow(num_clients=3), replace(row.config, target_modules=("3",)))
-    content = RecordDict(
-        {keys.ARRAYS: task.initial_arrays(), keys.CONFIG: ConfigRecord({keys.SERVER_ROUND: 1})}
-    )
-    reply = client_app(task)(
-        request(content, dst_node_id=0), new_context(node_id=0, node_config={"partition-id": 0})
-    )
-    assert not reply.has_error()
-    floats = {
-        n: a for n, a in reply.content[keys.ARRAYS].items() if "float" in a.dtype and "running_" not in n
-    }
-    record = ArrayRecord()
-    for name, array in floats.items():
-        record[name] = array
-    assert payload(record) == 4 * row.count(*SIDES)
 
 
 # What is plain, what the server fixes once, and what it decides between rounds.

@@ -51,6 +51,11 @@ def logits(model: nn.Module) -> Tensor:
 PAIRS: list[tuple[str, AdapterConfig, Any]] = [
     ("lora", LoraConfig(r=3, lora_alpha=6), peft.LoraConfig(r=3, lora_alpha=6)),
     ("rslora", LoraConfig(r=3, use_rslora=True), peft.LoraConfig(r=3, use_rslora=True)),
+    (
+        "dropout",
+        LoraConfig(r=3, lora_dropout=0.2),
+        peft.LoraConfig(r=3, lora_dropout=0.2),
+    ),
     ("adalora", AdaLoraConfig(init_r=4, total_step=9), peft.AdaLoraConfig(init_r=4, total_step=9)),
     ("miss", MissConfig(r=5), peft.MissConfig(r=5)),
     (
@@ -93,7 +98,7 @@ def test_we_read_what_peft_saves(ours: AdapterConfig, theirs: Any, tmp_path: Pat
     model.save_pretrained(tmp_path)
     adapted = load_adapter(bert(), tmp_path)
     torch.testing.assert_close(logits(adapted.module), logits(model), atol=1e-5, rtol=1e-5)
-    for field in ("r", "lora_alpha", "use_rslora", "init_r", "init_weights", "mini_r"):
+    for field in ("r", "lora_alpha", "lora_dropout", "use_rslora", "init_r", "init_weights", "mini_r"):
         if hasattr(ours, field):
             assert getattr(adapted.config, field) == getattr(ours, field)
     # And the way back: our folder of it is as good as theirs.
@@ -119,6 +124,38 @@ def test_a_model_that_needs_no_adapters_any_more_is_loaded_by_transformers(tmp_p
     save_merged(adapted, tmp_path)
     read = transformers.BertForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(read), expected, atol=1e-5, rtol=1e-5)
+
+
+def gpt2() -> Any:
+    """A transformer of one layer whose linear layers store their weights transposed."""
+    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+TRANSPOSED: list[tuple[AdapterConfig, Any]] = [
+    (LoraConfig(r=3), peft.LoraConfig(r=3)),
+    (AdaLoraConfig(init_r=3, total_step=9), peft.AdaLoraConfig(init_r=3, total_step=9)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), TRANSPOSED, ids=["lora", "adalora"])
+def test_transposed_layers_are_exchanged_too(ours: AdapterConfig, theirs: Any, tmp_path: Path) -> None:
+    layers = ("c_attn", "c_fc")
+    adapted = attach(gpt2(), type(ours)(**{**vars(ours), "target_modules": layers}))
+    shaken(adapted.trainable_state_dict())
+    save_adapter(adapted, tmp_path / "ours")
+    read = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "ours").eval()
+    torch.testing.assert_close(logits(read), logits(adapted.module), atol=1e-5, rtol=1e-5)
+    expected = logits(read)
+    torch.testing.assert_close(logits(merged_module(adapted)), expected, atol=1e-5, rtol=1e-5)
+
+    options = {**theirs.to_dict(), "target_modules": list(layers), "fan_in_fan_out": True}
+    model = peft.get_peft_model(gpt2(), type(theirs)(**options)).eval()
+    shaken({n: p.data for n, p in model.named_parameters() if p.requires_grad and "ranknum" not in n})
+    model.save_pretrained(tmp_path / "theirs")
+    again = load_adapter(gpt2(), tmp_path / "theirs")
+    torch.testing.assert_close(logits(again.module), logits(model), atol=1e-5, rtol=1e-5)
 
 
 def test_folders_of_the_old_name_of_miss_are_read(tmp_path: Path) -> None:

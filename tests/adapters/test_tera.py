@@ -87,6 +87,12 @@ def test_scaling_one_diagonal_up_and_one_down_changes_nothing() -> None:
         layer.tera_d[0].mul_(4.0)
         layer.tera_d[3].div_(4.0)
     torch.testing.assert_close(layer.delta_weight(), before, atol=1e-5, rtol=1e-5)
+    order = torch.tensor([2, 0, 1])  # And neither does a new numbering of a mode's ranks, everywhere.
+    with torch.no_grad():
+        layer.tera_d[1].copy_(layer.tera_d[1][order])
+        layer.tera_factor_1 = layer.factors[1][:, order]
+        layer.tera_core = layer.tera_core.index_select(1, order)
+    torch.testing.assert_close(layer.delta_weight(), before, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", range(5))

@@ -123,6 +123,26 @@ def test_adalora_keeps_the_best_triplets_of_all_layers() -> None:
     assert [int((value != 0).sum()) for _, value in model.ending("lora_E")] == [3, 0, 0]
 
 
+def test_of_decomposed_triplets_each_layer_keeps_its_largest() -> None:
+    model = layers()
+    scored = dict(model.ending("running_importance"))
+    for (_, score), best in zip(scored.items(), (9.0, 5.0, 0.0), strict=True):
+        score[:] = [best, best, 0.0, 0.0]
+    for _, value in model.ending("lora_E"):
+        value[:, 0] = [1.0, -2.0, 3.0, -4.0]
+    settings = {"init_r": 4, "target_r": 1, "total_step": 10, "tfinal": 5, "local_steps": 6}
+    allocator = AdaLoraAllocator(**settings, largest=True)
+    allocator.allocate(1, model)
+    kept = [value[:, 0].tolist() for _, value in model.ending("lora_E")]
+    assert kept == [[0, 0, 3, -4], [0, 0, 0, -4], [0, 0, 0, 0]]
+    # In the last phase ranks stay; places follow the server's next decomposition, and the mask with them.
+    for _, value in model.ending("lora_E"):
+        value[:, 0] = [9.0, 1.0, 0.5, 2.0]
+    allocator.allocate(2, model)
+    assert [mask.tolist() for _, mask in model.ending("rank_mask")] == [[1, 0, 0, 1], [1, 0, 0, 0], [0] * 4]
+    assert next(value[:, 0].tolist() for _, value in model.ending("lora_E")) == [9, 0, 0, 2]
+
+
 def test_equal_ranks_prune_nothing() -> None:
     model = layers()
     for server_round in range(5):

@@ -26,6 +26,18 @@ CLIENTS, ROUNDS = 4, 3
 # A memory on the server; three numbers a client; two kinds of work; state at the clients, which is caught up
 # on; one of Flower's own.
 STRATEGIES = ("fedstale", "fedau", "fedamd", "rerce-fed", "flwr:FedAdam")
+# Adapters: a plain one, with a memory; columns that the server hands out; entries that it picks anew; ranks
+# that it decides by what clients report; replies with some of the tensors, averaged as dense updates.
+ADAPTERS = {
+    "lora": ("fedstale", "peft.r=4"),
+    "paca": ("fedamd", "peft.r=4"),
+    "lift": ("fedau", "peft.r=2 peft.filter_rank=4 peft.update_interval=2"),
+    "adalora": ("fedavg", "peft.init_r=4 peft.target_r=2 peft.tfinal=5 peft.total_step=15"),
+    "ist": ("fedavg", 'peft.base={name="lora",r=4,aggregation="exact-svd"}'),
+}
+CASES = [*((strategy, "") for strategy in STRATEGIES)] + [
+    (strategy, f"peft.name={slug} {options}") for slug, (strategy, options) in ADAPTERS.items()
+]
 COMMON = f"run.rounds={ROUNDS} fleet.wait=120 fleet.timeout=300"
 
 
@@ -43,12 +55,13 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
         yield link
 
 
-@pytest.fixture(params=STRATEGIES)
+@pytest.fixture(params=CASES, ids=[*STRATEGIES, *ADAPTERS])
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """One strategy's experiment, as a file of its own."""
+    """One strategy's or adapter's experiment, as a file of its own."""
     path = tmp_path / "one.toml"
-    settings = f"{COMMON} run.directory={tmp_path / 'runs'}"
-    experiment = experiment_of({"strategy": request.param, "set": settings}, EXPERIMENT)
+    strategy, adapter = request.param
+    settings = f"{COMMON} run.directory={tmp_path / 'runs'} {adapter}"
+    experiment = experiment_of({"strategy": strategy, "set": settings}, EXPERIMENT)
     path.write_text(tomli_w.dumps(experiment.resolved()))
     return path
 

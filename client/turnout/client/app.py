@@ -15,12 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from turnout.allocation import KeptPart
 from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
-from turnout.client.local_updates import LOCAL_MODELS, OWN_START, LocalUpdate
-from turnout.client.options import Reference, TrainOptions
+from turnout.client.local_updates import FULL_PRECISION, LOCAL_MODELS, OWN_START, LocalUpdate
+from turnout.client.options import Precision, Reference, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
@@ -29,7 +30,7 @@ from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
-from turnout.wire.arrays import view
+from turnout.wire.arrays import as_array, view
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.layout import ParameterLayout
 from turnout.wire.registry import find
@@ -53,6 +54,7 @@ def client_app(
     anchor_batch_size: int | None = None,
     reference: Reference = "telescoped",
     closed_form: bool = True,
+    precision: Precision = "float32",
     seed: int = 0,
     device: str = "auto",
     mods: Sequence[Mod] = (),
@@ -84,6 +86,7 @@ def client_app(
         anchor_batch_size=anchor_batch_size,
         reference=reference,
         closed_form=closed_form,
+        precision=precision,
         seed=seed,
         device=device,
     )
@@ -147,7 +150,7 @@ class Trainer:
             # The model takes its buffers along; a gradient or a control variate has none.
             content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
-            _leave_out_unchanged(sent, layout, _arrays(message.content))
+            _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -164,6 +167,11 @@ class Trainer:
     def update(self, content: RecordDict, context: Context) -> tuple[LocalRound, Outcome]:
         """Run the local update that a request's ``content`` names; return the work and what came of it."""
         work = self._local_round(content, context)
+        if self.options.precision != "float32" and work.local_update in FULL_PRECISION:
+            raise ConfigError(
+                f"precision={self.options.precision!r} is not possible with local update "
+                f"{work.local_update!r}; use 'float32'."
+            )
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
         outcome = update(work)
         outcome.vectors |= work.optimizer.commit()
@@ -280,10 +288,13 @@ class Trainer:
         return data
 
 
-def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord) -> None:
+def _leave_out_unchanged(
+    sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord, kept: Mapping[str, KeptPart]
+) -> None:
     """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
 
-    One stays if all are: a model without parameters is none.
+    One stays if all are: a model without parameters is none. Of those in ``kept`` only that part stays, if
+    the rest is unchanged.
     """
     same = [
         spec.name
@@ -292,6 +303,11 @@ def _leave_out_unchanged(sent: ArrayRecord, layout: ParameterLayout, received: A
     ]
     for name in same[len(same) == len(layout.tensors) :]:
         del sent[name]
+    for name, part in kept.items():
+        if name in sent:
+            whole = view(sent[name])
+            if np.array_equal(part.rest(whole), part.rest(view(received[name]))):
+                sent[name] = as_array(part.taken(whole))
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,6 +14,7 @@ from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError, unknown_name
 
 Reference = Literal["telescoped", "fresh"]
+Precision = Literal["float32", "bf16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ class TrainOptions:
         right fixed point with loose local solves; "fresh" recomputes it from the whole local set.
     closed_form
         Use the task's exact ADMM steps where it has them; False forces the gradient form.
+    precision
+        "float32", or "bf16-mixed": the model's products of local training are in bfloat16
+        (``torch.autocast``); parameters, gradients, loss and optimizer stay as they are. Evaluation is not
+        affected.
     seed
         Seed of minibatch order, together with client and round.
     device
@@ -66,6 +71,7 @@ class TrainOptions:
     anchor_batch_size: int | None = None
     reference: Reference = "telescoped"
     closed_form: bool = True
+    precision: Precision = "float32"
     seed: int = 0
     device: str = "auto"
 
@@ -85,6 +91,8 @@ class TrainOptions:
             )
         if self.reference not in ("telescoped", "fresh"):
             raise unknown_name("reference", str(self.reference), ("telescoped", "fresh"))
+        if self.precision not in get_args(Precision):
+            raise unknown_name("precision", str(self.precision), get_args(Precision))
         check_choice(self)
         self._check_device()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from turnout.allocation import KeptPart, kept_parts
 from turnout.tasks.training_part import TrainingPart
 
 
@@ -14,7 +16,9 @@ class TrainingParts:
     """Drives the `TrainingPart` modules of ``module`` through one local training after the other."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts: Sequence[TrainingPart] = [p for p in module.modules() if isinstance(p, TrainingPart)]
+        named = {name: part for name, part in module.named_modules() if isinstance(part, TrainingPart)}
+        self._parts: Sequence[TrainingPart] = list(named.values())
+        self._narrowing = {name: part for name, part in named.items() if part.narrows}
         self._held: list[tuple[Tensor, Tensor]] = []
 
     def __bool__(self) -> bool:
@@ -61,6 +65,18 @@ class TrainingParts:
                 tensor.copy_(value)
                 tensor.requires_grad_(True)
         self._held.clear()
+
+    def kept(self) -> dict[str, KeptPart]:
+        """Return by tensor what the received masks leave of it, where they leave a part."""
+        made: dict[str, KeptPart] = {}
+        for name, part in self._narrowing.items():
+            path = f"{name}." if name else ""
+            masks = {
+                f"{path}{own}": cast(Tensor, getattr(part, own)).numpy(force=True)
+                for own, _ in part.narrows.values()
+            }
+            made |= kept_parts(masks, part.narrows)
+        return made
 
     def end(self) -> None:
         """Close the local training."""

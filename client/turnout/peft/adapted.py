@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, cast
 
 import torch
@@ -131,8 +131,11 @@ def attach(module: nn.Module, config: AdapterConfig) -> Adapted:
     module.requires_grad_(False)
     if config.base_dtype is not None:
         module.to(DTYPES[config.base_dtype])
+        module.register_forward_pre_hook(partial(_to, DTYPES[config.base_dtype]))
+        module.register_forward_hook(_output_in_float32)
     for name, layer in config.layers(targets).items():
         parent, _, child = name.rpartition(".")
+        layer.train(targets[name].training)  # A model in evaluation mode stays in it.
         setattr(module.get_submodule(parent), child, layer)
     travels = set()
     for name, part in module.named_modules():
@@ -166,11 +169,16 @@ def _train_whole(part: nn.Module) -> None:
     half = any(p.dtype != torch.float32 for p in part.parameters() if p.is_floating_point())
     part.float().requires_grad_(True)
     if half:
-        part.register_forward_pre_hook(_widen)
+        part.register_forward_pre_hook(partial(_to, torch.float32))
 
 
-def _widen(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+def _to(dtype: torch.dtype, part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _output_in_float32(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Losses and metrics of 16-bit numbers would be off in the third digit."""
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
 @cache

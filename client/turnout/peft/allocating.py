@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
 from torch import nn
 
-from turnout.allocation import ModelView
+from turnout.allocation import AdaLoraAllocator, Allocator, ModelView
 from turnout.peft.adapted import Adapted
 from turnout.tasks.training_part import TrainingPart
 from turnout.wire.errors import ConfigError
@@ -40,11 +41,13 @@ def update_and_allocate(adapted: Adapted, step: int) -> None:
 
 def allocate(adapted: Adapted, step: int) -> None:
     """Allocate by the scores as they are; see `update_and_allocate`."""
-    allocator = adapted.config.allocator(1)
+    allocator: Allocator | None = adapted.config.allocator(1)
     if allocator is None:
         raise ConfigError(
             f"{type(adapted.config).__name__} has nothing to allocate; do not call this for it."
         )
+    if isinstance(allocator, AdaLoraAllocator):
+        allocator = replace(allocator, largest=False)  # There is no server that would decompose.
     buffers = adapted.allocation_state()
     model = ModelView(
         {name: tensor.numpy() for name, tensor in adapted.trainable_state_dict().items()},

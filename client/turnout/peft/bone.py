@@ -15,6 +15,8 @@ from torch.nn.functional import linear, pad
 
 from turnout.peft.config import AdapterConfig, Aggregation
 from turnout.peft.layer import AdapterLayer, weight_of
+from turnout.peft.seeded_dropout import dropping
+from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
@@ -39,6 +41,9 @@ class MissConfig(AdapterConfig):
         Columns of the block of "mini", which is repeated along the outputs; must divide d_out.
     init_weights
         True is MiSS, "mini" its smaller form, "bat" Bat.
+    miss_dropout
+        Probability with which an input of the block is dropped in a training step, as ``lora_dropout`` of
+        LoRA; Bat ignores it, as in ``peft``.
     """
 
     aggregation: ClassVar[Aggregation] = "exact"
@@ -46,11 +51,13 @@ class MissConfig(AdapterConfig):
     r: int = 64
     mini_r: int = 1
     init_weights: Variant = True
+    miss_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_rank()
         self.check_rank("mini_r")
+        check_number("miss_dropout", self.miss_dropout, low=0, high=1, open_high=True)
         if self.init_weights not in (True, "bat", "mini"):
             raise ConfigError(
                 f"init_weights={self.init_weights!r} is not possible; use true, 'bat' or 'mini'."
@@ -72,7 +79,7 @@ class MissConfig(AdapterConfig):
             raise ConfigError(
                 f"mini_r={self.mini_r} does not divide the {d_out} outputs of {name!r}; choose a divisor."
             )
-        return Miss(base_layer, self)
+        return Miss(base_layer, self, name)
 
 
 @register(
@@ -101,7 +108,7 @@ class Bat(AdapterLayer):
     def delta_weight(self) -> Tensor:
         """Return the blocks ``(W_ij + I) B_i``, put together."""
         r, (d_out, d_in) = self.config.r, self.weight.shape
-        blocks = self.base_weight.float().view(d_out // r, r, d_in // r, r).permute(0, 2, 1, 3)
+        blocks = self.base_weight.float().reshape(d_out // r, r, d_in // r, r).permute(0, 2, 1, 3)
         delta = (blocks + torch.eye(r, device=blocks.device)) @ self.miss_block[:, None]
         return delta.permute(0, 2, 1, 3).reshape(d_out, d_in)
 
@@ -111,8 +118,9 @@ class Miss(AdapterLayer):
 
     config: MissConfig
 
-    def __init__(self, base_layer: nn.Module, config: MissConfig) -> None:
+    def __init__(self, base_layer: nn.Module, config: MissConfig, name: str = "") -> None:
         super().__init__(base_layer, config)
+        self.miss_dropout = dropping(config.miss_dropout, name)
         columns = config.mini_r if config.init_weights == "mini" else self.out_features
         self.miss_block = nn.Parameter(torch.zeros(config.r, columns))
 
@@ -128,6 +136,6 @@ class Miss(AdapterLayer):
     def adapted(self, x: Tensor) -> Tensor:
         """Return the base layer's output plus ``S D``, S the sum over the inputs' shards of length r."""
         base: Tensor = self.base_layer(x)
-        padded = pad(x, (0, -x.shape[-1] % self.config.r))
+        padded = pad(self.miss_dropout(x), (0, -x.shape[-1] % self.config.r))
         shards = padded.reshape(*padded.shape[:-1], -1, self.config.r).sum(-2)
         return base + linear(shards.to(self.miss_block.dtype), self.block().T).to(base.dtype)

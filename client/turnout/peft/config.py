@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.allocation import Allocator
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, is_transposed
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
@@ -20,6 +20,12 @@ Aggregation = Literal["exact", "approximate", "exact-svd"]
 """Whether the mean of what clients send is the mean of their dense updates, or is made so by the server."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_averaging(aggregation: object) -> None:
+    """Raise `ConfigError` unless a method of factors can be averaged like that."""
+    if aggregation not in ("approximate", "exact-svd"):
+        raise unknown_name("aggregation", str(aggregation), ("approximate", "exact-svd"))
 
 
 class Companion(nn.Module):
@@ -47,16 +53,18 @@ class AdapterConfig(ABC):
     modules_to_save
         Names (or last parts) of modules that train whole and travel beside the adapter, such as a new head.
     base_dtype
-        "float32", "bfloat16" or "float16" of the frozen base; what is trained is float32. By default the
-        base stays as it is.
+        "float32", "bfloat16" or "float16" of the frozen base; what is trained is float32, and so are the
+        model's inputs and output if they are floats. By default the base stays as it is.
     seed
         Seeds the adapter's first values and random choices; the run's seed unless it is given.
     """
 
     aggregation: ClassVar[Aggregation]
-    svd_factors: ClassVar[tuple[str, str, float] | None] = None
-    """Names of the factors A and B and the scale, for a server that averages their products."""
+    svd_factors: ClassVar[tuple[tuple[str, ...], float] | None] = None
+    """Names of the factors (A, B, and maybe E) and the scale, for a server that averages their products."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    adapts_transposed: ClassVar[bool] = True
+    """Whether linear layers that store their weight transposed can be adapted as well."""
     shares: ClassVar[bool] = False
     """Whether layers have a shared state that the server must hand out."""
 
@@ -83,6 +91,10 @@ class AdapterConfig(ABC):
 
         All randomness comes from ``generator``, a CPU one that depends on ``seed`` and ``name`` only.
         """
+
+    def can_adapt(self, layer: nn.Module) -> bool:
+        """Return whether ``layer`` is of a kind that can be adapted."""
+        return isinstance(layer, self.adapts) or (self.adapts_transposed and is_transposed(layer))
 
     def targets(self, module: nn.Module, chosen: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
         """Return the layers of ``module`` to adapt; ``chosen`` are those that the names in here mean."""

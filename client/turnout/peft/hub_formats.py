@@ -48,7 +48,7 @@ _IN_PEFT: Final = (
         "ADALORA",
         AdaLoraConfig,
         options={"bias": "none"},
-        left_out=frozenset({"init_std"}),
+        left_out=frozenset({"init_std", "aggregation"}),
         attributes={"lora_E": "singular_values"},
     ),
     HubFormat("MISS", MissConfig, {}, {"bias": "none"}),
@@ -59,7 +59,7 @@ _IN_PEFT: Final = (
 IGNORED: Final = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version",
-        "lora_dropout", "miss_dropout", "runtime_config", "megatron_core", "megatron_config", "loftq_config",
+        "fan_in_fan_out", "runtime_config", "megatron_core", "megatron_config", "loftq_config",
         "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying", "qalora_group_size",
     }
 )  # fmt: skip

@@ -117,7 +117,7 @@ class IstConfig(AdapterConfig):
         return self.adapter.shares
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
         """Those of the adapters."""
         return self.adapter.svd_factors
 
@@ -125,6 +125,11 @@ class IstConfig(AdapterConfig):
     def adapts(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
         """The kinds of layers that the adapters are for."""
         return self.adapter.adapts
+
+    @property
+    def adapts_transposed(self) -> bool:  # type: ignore[override]
+        """Whether the adapters are for such layers too."""
+        return self.adapter.adapts_transposed
 
     def allocator(self, local_steps: int | None = 1) -> IstAllocator:
         """Return what draws the layers between rounds."""

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from turnout.peft.config import AdapterConfig
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether ``layer`` is the ``Conv1D`` of ``transformers``: linear, its weight (d_in, d_out).
+
+    GPT-2 is made of them; ``fan_in_fan_out`` in Hugging Face ``peft``.
+    """
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
 def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight of a linear layer, shape (d_out, d_in)."""
-    return cast(Tensor, layer.weight)
+    """Return the weight of a linear layer, shape (d_out, d_in), a view where it is stored otherwise."""
+    weight = cast(Tensor, layer.weight)
+    return weight.T if is_transposed(layer) else weight
 
 
 class AdapterLayer(nn.Module, ABC):
@@ -52,7 +61,9 @@ class AdapterLayer(nn.Module, ABC):
     @property
     def base_weight(self) -> Tensor:
         """W, merged or not: the frozen weight."""
-        return self.weight if self._unmerged is None else self._unmerged
+        if self._unmerged is None:
+            return self.weight
+        return self._unmerged.T if is_transposed(self.base_layer) else self._unmerged
 
     @property
     def bias(self) -> Tensor | None:
@@ -102,6 +113,8 @@ class AdapterLayer(nn.Module, ABC):
         original = cast(nn.Parameter, self.base_layer.weight)
         with torch.no_grad():
             merged = self.effective_weight(original.dtype)
+            if is_transposed(self.base_layer):
+                merged = merged.T.contiguous()
         self.base_layer.weight = nn.Parameter(merged, requires_grad=False)
         self._unmerged = original
 

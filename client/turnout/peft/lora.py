@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.peft.config import AdapterConfig
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
+from turnout.peft.seeded_dropout import dropping
 from turnout.tasks.validation import check_number
-from turnout.wire.errors import ConfigError, unknown_name
+from turnout.wire.errors import ConfigError
 from turnout.wire.registry import register
 
 
@@ -31,6 +32,9 @@ class LoraConfig(AdapterConfig):
         Rank.
     lora_alpha
         Numerator of the scale.
+    lora_dropout
+        Probability with which an input of the factors is dropped in a training step; the frozen layer has all
+        of them. Equal seeds give equal draws on every engine and executor of one kind of device.
     use_rslora
         Scale by ``lora_alpha / sqrt(r)`` instead.
     aggregation
@@ -45,6 +49,7 @@ class LoraConfig(AdapterConfig):
 
     r: int = 8
     lora_alpha: float = 8
+    lora_dropout: float = 0.0
     use_rslora: bool = False
     init_lora_weights: Literal[True, "gaussian"] = True
 
@@ -55,14 +60,14 @@ class LoraConfig(AdapterConfig):
             raise ConfigError(
                 f"init_lora_weights={self.init_lora_weights!r} is not possible; use true or 'gaussian'."
             )
-        if self.aggregation not in ("approximate", "exact-svd"):
-            raise unknown_name("aggregation", str(self.aggregation), ("approximate", "exact-svd"))
+        check_averaging(self.aggregation)
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
+        check_number("lora_dropout", self.lora_dropout, low=0, high=1, open_high=True)
 
     @property
-    def svd_factors(self) -> tuple[str, str, float] | None:  # type: ignore[override]
+    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
-        return ("lora_A", "lora_B", self.scale) if self.aggregation == "exact-svd" else None
+        return (("lora_A", "lora_B"), self.scale) if self.aggregation == "exact-svd" else None
 
     @property
     def scale(self) -> float:
@@ -71,7 +76,7 @@ class LoraConfig(AdapterConfig):
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Lora:
         """Return the adapter of ``base_layer``."""
-        return Lora(base_layer, self, generator)
+        return Lora(base_layer, self, generator, name)
 
 
 class Lora(AdapterLayer):
@@ -79,8 +84,11 @@ class Lora(AdapterLayer):
 
     config: LoraConfig
 
-    def __init__(self, base_layer: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, base_layer: nn.Module, config: LoraConfig, generator: torch.Generator, name: str = ""
+    ) -> None:
         super().__init__(base_layer, config)
+        self.lora_dropout = dropping(config.lora_dropout, name)
         a = torch.empty(config.r, self.in_features)
         if config.init_lora_weights == "gaussian":
             a.normal_(std=1 / config.r, generator=generator)
@@ -96,5 +104,5 @@ class Lora(AdapterLayer):
     def adapted(self, x: Tensor) -> Tensor:
         """Return the base layer's output plus ``s B (A x)``, without the dense weight."""
         base: Tensor = self.base_layer(x)
-        branch = linear(linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
+        branch = linear(linear(self.lora_dropout(x.to(self.lora_A.dtype)), self.lora_A), self.lora_B)
         return base + (self.config.scale * branch).to(base.dtype)

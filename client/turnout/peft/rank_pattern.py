@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from turnout.allocation.adalora import TRIPLETS
 from turnout.peft.adalora import AdaLora
 from turnout.peft.adapted import Adapted
 from turnout.wire.errors import DataError
@@ -17,7 +18,7 @@ Pattern = dict[str, list[bool]]
 
 _SUFFIX: Final = ".lora_E"
 # The side of a tensor that counts triplets.
-_SIDES: Final = {"lora_A": 0, "lora_B": 1, "lora_E": 0}
+_SIDES: Final = {name: side for name, (_, side) in TRIPLETS.items()}
 
 
 def pattern_of(adapted: Adapted) -> Pattern:

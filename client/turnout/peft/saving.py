@@ -19,6 +19,7 @@ from turnout.peft.adapted import Adapted, attach
 from turnout.peft.bone import BoneConfig
 from turnout.peft.config import AdapterConfig
 from turnout.peft.hub_formats import IGNORED, RENAMED_TENSORS, UNUSED, HubFormat, format_named, format_of
+from turnout.peft.layer import is_transposed
 from turnout.wire.errors import ConfigError, DataError, LayoutError
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -135,6 +136,8 @@ def _document(adapted: Adapted, form: HubFormat) -> dict[str, Any]:
         if f.name not in form.left_out | _NEVER_SAVED and not (form.in_peft and f.name == "seed"):
             value = getattr(config, f.name)
             document[f.name] = list(value) if isinstance(value, tuple) else value
+    if any(is_transposed(layer.base_layer) for layer in adapted.layers.values()):
+        document["fan_in_fan_out"] = True  # For `peft`; here the layer itself tells.
     if config.target_modules is None:
         document["target_modules"] = sorted(adapted.layers)
     return document

@@ -34,7 +34,7 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
         chosen = {
             n: p
             for n, p in free.items()
-            if isinstance(p, config.adapts) and p is not output and not _weight_is_read(named, n)
+            if config.can_adapt(p) and p is not output and not _weight_is_read(named, n)
         }
     else:
         chosen = {n: p for n, p in free.items() if matches(n, wanted)}
@@ -54,7 +54,7 @@ def targets_of(module: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]
                 f"{name!r} cannot be adapted: torch's MultiheadAttention reads its weight and never calls "
                 "it; leave it out with exclude_modules."
             )
-        if not isinstance(part, config.adapts):
+        if not config.can_adapt(part):
             kinds = ", ".join(kind.__name__ for kind in config.adapts)
             raise ConfigError(
                 f"target_modules={wanted!r} names {name!r}, a {type(part).__name__}; {type(config).__name__} "
@@ -104,4 +104,4 @@ def _output_embedding(module: nn.Module) -> nn.Module | None:
 
 
 def _adaptable(config: AdapterConfig, free: Mapping[str, nn.Module]) -> list[str]:
-    return sorted({name.rpartition(".")[2] for name, part in free.items() if isinstance(part, config.adapts)})
+    return sorted({name.rpartition(".")[2] for name, part in free.items() if config.can_adapt(part)})

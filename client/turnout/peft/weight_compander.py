@@ -71,6 +71,7 @@ class WeightCompanderConfig(AdapterConfig):
     """
 
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
+    adapts_transposed: ClassVar[bool] = False
 
     a: float = 1.5
     gain: float = 2.0

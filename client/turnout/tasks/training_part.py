@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from torch import Tensor
+
+from turnout.allocation import Sides
 
 
 class TrainingPart:
@@ -13,7 +16,11 @@ class TrainingPart:
     One local training calls `start_training`, for every step `before_step`, `resting`, `penalty`,
     `after_gradient`, `enter_step` and `leave_step`, and then `end_training`. Evaluation calls none of them.
     Between trainings, what travels must be as other clients understand it.
+
+    ``narrows`` are own tensors of which a mask among the buffers may fix a part for good.
     """
+
+    narrows: ClassVar[Sides] = {}
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Prepare for the local training of a round; ``seed`` is the client's own for this round."""

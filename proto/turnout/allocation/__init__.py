@@ -9,6 +9,7 @@ from __future__ import annotations
 from turnout.allocation.adalora import AdaLoraAllocator
 from turnout.allocation.allocator import Allocator, ModelView
 from turnout.allocation.ist import IstAllocator, centred_rewards, draw_layers, score_change
+from turnout.allocation.narrow import KeptPart, Sides, kept_parts
 from turnout.allocation.schedule import CubicSchedule
 from turnout.allocation.shares import keep_top, share_out
 from turnout.allocation.snella import SnellaAllocator
@@ -18,11 +19,14 @@ __all__ = [
     "Allocator",
     "CubicSchedule",
     "IstAllocator",
+    "KeptPart",
     "ModelView",
+    "Sides",
     "SnellaAllocator",
     "centred_rewards",
     "draw_layers",
     "keep_top",
+    "kept_parts",
     "score_change",
     "share_out",
 ]

@@ -7,14 +7,23 @@ start every round in the warm-up, and clients that prune alone would exceed the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from turnout.allocation.allocator import Allocator, ModelView
+from turnout.allocation.narrow import Sides
 from turnout.allocation.schedule import CubicSchedule
 from turnout.allocation.shares import keep_top
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError
+
+TRIPLETS: Final[Sides] = {
+    "lora_A": ("rank_mask", 0),
+    "lora_B": ("rank_mask", 1),
+    "lora_E": ("rank_mask", 0),
+}
+"""Which side of each tensor counts triplets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +33,14 @@ class AdaLoraAllocator(Allocator):
     The fields are those of the adapter's config; ``local_steps`` is what a client takes in a round. Triplets
     are scored by the participants' mean of what they report. Until the last phase a zeroed value may
     come back; then the mask is fixed, travels, and the layers apply it.
+
+    ``largest`` keeps of every layer as many triplets as it has among the best, and of them the largest: for
+    triplets that the server itself decomposed, of which no scores are known and the largest are the best
+    approximation. What is fixed in the last phase is then each layer's rank.
     """
 
     decided: ClassVar[tuple[str, ...]] = ("rank_mask",)
+    narrows: ClassVar[Sides] = TRIPLETS
 
     init_r: int = 12
     target_r: int = 8
@@ -35,6 +49,7 @@ class AdaLoraAllocator(Allocator):
     deltaT: int = 1  # noqa: N815 - the name in HF peft
     total_step: int
     local_steps: int | None
+    largest: bool = False
 
     def __post_init__(self) -> None:
         self.schedule(1)
@@ -63,14 +78,14 @@ class AdaLoraAllocator(Allocator):
             kept = self._best(model, schedule.budget(step))
         else:
             return
+        if self.largest:
+            kept = {p: keep_top(np.abs(values[p][:, 0]), int(mask.sum())) for p, mask in kept.items()}
         for prefix, value in values.items():
             value[~kept[prefix]] = 0
             if final:
                 model.buffers[f"{prefix}rank_mask"] = kept[prefix].astype(np.uint8)
 
-    def _best(
-        self, model: ModelView, budget: int
-    ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
+    def _best(self, model: ModelView, budget: int) -> dict[str, NDArray]:
         scores = dict(model.ending("running_importance"))
         mask = keep_top(np.concatenate(list(scores.values())), budget)
         cuts = np.cumsum([len(score) for score in scores.values()])[:-1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from turnout.allocation.narrow import KeptPart, Sides, kept_parts
 from turnout.wire.arrays import NDArray
 
 
@@ -38,6 +39,8 @@ class Allocator(ABC):
 
     #: Own names of the buffers that the allocator decides: what clients reply for them is not looked at.
     decided: ClassVar[tuple[str, ...]] = ()
+    #: Tensors of which replies may leave out what a decided mask fixes for good.
+    narrows: ClassVar[Sides] = {}
 
     @abstractmethod
     def allocate(self, server_round: int, model: ModelView) -> None:
@@ -46,3 +49,7 @@ class Allocator(ABC):
     def decides(self, path: str) -> bool:
         """Return whether the buffer ``path`` is decided here."""
         return path.rpartition(".")[2] in self.decided
+
+    def kept(self, buffers: Mapping[str, NDArray]) -> dict[str, KeptPart]:
+        """Return by tensor what is left of it, under the masks in ``buffers``; see `narrows`."""
+        return dict(kept_parts({n: b for n, b in buffers.items() if self.decides(n)}, self.narrows))

@@ -169,9 +169,10 @@ def unpack(layout: BlockLayout, block: NDArray) -> ArrayRecord:
 
 
 def differing(expected: BlockLayout, got: BlockLayout, *, partial: bool = False) -> str | None:
-    """Say how ``got`` differs from ``expected``, None when they agree; ``partial`` allows fewer arrays.
+    """Say how ``got`` differs from ``expected``, None when they agree.
 
-    Arrays in an encoding of their own (compressed) are for their decoder to judge.
+    ``partial`` allows fewer arrays, and such as are shorter along one axis: which entries they have is for
+    the reader to know. Arrays in an encoding of their own (compressed) are for their decoder to judge.
     """
     wanted = expected.specs
     if partial:
@@ -184,12 +185,19 @@ def differing(expected: BlockLayout, got: BlockLayout, *, partial: bool = False)
             f"arrays missing {sorted(known - given)[:3]}, unknown {sorted(given - known)[:3]}, or reordered"
         )
     for want, have in zip(wanted, got.specs, strict=True):
-        if have.stype == NUMPY_STYPE and (have.shape, have.dtype) != (want.shape, want.dtype):
+        if have.stype == NUMPY_STYPE and not _agrees(have, want, partial):
             return (
                 f"array {have.name[:_MAX_SHOWN]!r} is {have.dtype}{list(have.shape)}, "
                 f"expected {want.dtype}{list(want.shape)}"
             )
     return None
+
+
+def _agrees(have: BlockSpec, want: BlockSpec, partial: bool) -> bool:
+    if have.dtype != want.dtype or len(have.shape) != len(want.shape):
+        return False
+    odd = [(own, whole) for own, whole in zip(have.shape, want.shape, strict=True) if own != whole]
+    return not odd or (partial and len(odd) == 1 and 0 < odd[0][0] < odd[0][1])
 
 
 def _content(name: str, array: Array) -> tuple[BlockSpec, memoryview]:

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 
 from turnout.strategies.shared_state import Source
 from turnout.strategies.svd_factors import SvdFactors
+from turnout.strategies.svd_triplets import SvdTriplets
 from turnout.wire import ConfigError, NDArray
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def couple(
                 "aggregation='exact-svd' makes new factors in every round; optimizer_state='send' averages "
                 "what is about the old ones; use optimizer_state='reset'."
             )
-        strategy.coordinates = SvdFactors(*config.svd_factors)
+        names, scale = config.svd_factors
+        strategy.coordinates = (SvdFactors if len(names) == 2 else SvdTriplets)(names, scale)
     if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
         strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
 

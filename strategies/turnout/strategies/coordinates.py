@@ -36,6 +36,10 @@ class Coordinates:
         """Return the nearest of the strategy's vectors that is a model as clients can hold it."""
         return vector
 
+    def adopted(self, vector: NDArray) -> NDArray:
+        """Return the strategy's vector for a model whose travelling form an allocator changed."""
+        return vector
+
     def gradient_inside(self, vector: NDArray) -> NDArray:
         """Return a gradient that travelled, as the strategy's vector."""
         return vector

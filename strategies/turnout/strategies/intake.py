@@ -10,11 +10,12 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
+from turnout.allocation import KeptPart
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
-from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys
+from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, as_array, keys, view
 from turnout.wire.flower import REPLY_REFUSED, records_of
 
 # Such metrics can be weighted and added up without overflow.
@@ -65,7 +66,8 @@ class Intake:
 
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
     over fresh memory takes several times as long as the check itself. A reply may leave out
-    tensors of which ``unchanged`` says what they were when they were sent.
+    tensors of which ``unchanged`` says what they were when they were sent, and of those in ``kept`` all but
+    that part.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class Intake:
         *,
         coordinates: Coordinates | None = None,
         unchanged: ArrayRecord | None = None,
+        kept: Mapping[str, KeptPart] | None = None,
     ) -> None:
         self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
         self._unchanged = ArrayRecord() if unchanged is None else unchanged
+        self._kept = kept or {}
         self._cohort = cohort
         self._round = str(server_round)
         self._answered: set[int] = set()
@@ -191,12 +195,22 @@ class Intake:
             )
         record: Mapping[str, Array] = arrays[name]
         if name == keys.ARRAYS:
-            record = {**self._unchanged, **record}
+            record = {**self._unchanged, **self._widened(record)}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
+
+    def _widened(self, record: Mapping[str, Array]) -> dict[str, Array]:
+        """Return ``record`` with what it leaves out of its tensors as it was sent."""
+        made = dict(record.items())
+        for name, part in self._kept.items():
+            if name in made and name in self._unchanged:
+                whole, given = view(self._unchanged[name]), view(made[name])
+                if given.shape == part.shape(whole.shape) and given.dtype == whole.dtype:
+                    made[name] = as_array(part.filled(given, whole))
+        return made
 
     @staticmethod
     def _record(name: str, arrays: Mapping[str, ArrayRecord]) -> ArrayRecord:

@@ -162,6 +162,7 @@ class StreamingStrategy(Algorithm, Strategy):
             self._lent,
             coordinates=self.coordinates,
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
+            kept=self.allocator.kept(self._buffers.values) if self.allocator is not None else {},
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
@@ -317,14 +318,13 @@ class StreamingStrategy(Algorithm, Strategy):
         """Let the allocator, if there is one, change the model for the next round."""
         if self.allocator is None:
             return
-        x = np.array(self.x)
-        tensors = self.layout.split(x) if type(self.coordinates) is Coordinates else {}
+        held = np.array(self.coordinates.outside(self.x))
         buffers = {
             name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
             for name, value in self._buffers.values.items()
         }
-        self.allocator.allocate(server_round, ModelView(tensors, buffers))
-        self.x, self._buffers.values = x, buffers
+        self.allocator.allocate(server_round, ModelView(self.layout.split(held), buffers))
+        self.x, self._buffers.values = self.coordinates.adopted(held), buffers
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"

@@ -91,6 +91,8 @@ class BatchedTrainer:
             return f"local update {local_update!r} has been replaced by another one of that name."
         if type(self.task).examples_at is not Task.examples_at:
             return f"task {self.task.name!r} changes a client's examples from round to round."
+        if self.options.precision != "float32":
+            return f"precision={self.options.precision!r} is for one client at a time."
         optimizer = self.options.optimizer.lower()
         if self.options.optimizer_state != "reset":
             return f"optimizer_state={self.options.optimizer_state!r} hands on each client's own state."

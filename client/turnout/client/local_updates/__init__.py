@@ -37,7 +37,11 @@ LOCAL_MODELS: Final[dict[str, Callable[[Work], Vector]]] = {
 # Local updates that find their model themselves when the request brings none.
 OWN_START: Final = frozenset({"eggroll"})
 
+# Local updates that call the model themselves, in float32 whatever `TrainOptions.precision` says.
+FULL_PRECISION: Final = frozenset({"bo-rep", "bo-rep-local-upper", "eggroll"})
+
 __all__ = [
+    "FULL_PRECISION",
     "LOCAL_MODELS",
     "OWN_START",
     "LocalUpdate",

@@ -1,0 +1,119 @@
+"""What crosses a real gRPC connection for every adapter: the numbers of its formula, and little else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from turnout.client import client_app
+from turnout.client.node import run_node
+from turnout.peft import Adapted, AdaptedTask
+from turnout.server.fleet import FleetGrid, FleetServer, servicer
+from turnout.tasks import Digits
+from turnout.wire import as_array, keys, view
+from turnout.wire.framing import Chunk
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "adapters")]
+
+from adapter_rows import ROWS, SIDES, Row, ids  # noqa: E402 - found by the line above
+
+# Of a reply: names and shapes of its tensors, the metrics, the frames.
+HEAD, PER_TENSOR = 400, 100
+
+
+class Narrow(Digits):
+    """Digits with a layer of the sides that the rows are written for."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, SIDES[1]), nn.ReLU(), nn.Linear(*reversed(SIDES)))
+
+
+def task_of(row: Row) -> AdaptedTask:
+    return AdaptedTask(Narrow(num_clients=1), replace(row.config, target_modules=("3",)))
+
+
+@dataclass
+class Connection:
+    """A server with one client, who trains the adapter that a request names."""
+
+    grid: FleetGrid
+    server: FleetServer
+    frames: list[int]
+
+    def ask(self, row: Row, arrays: ArrayRecord, **config: Any) -> tuple[ArrayRecord, int, int]:
+        """Return the reply's arrays, their bytes as the server counts them, and those of all its frames."""
+        config |= {keys.SERVER_ROUND: 1, "row": ROWS.index(row)}
+        content = RecordDict({keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord(config)})
+        before, framed = self.server.counters.received_bytes, sum(self.frames)
+        message = self.grid.create_message(content, "train", 0, "1")
+        (reply,) = self.grid.send_and_receive([message], timeout=30)
+        assert not reply.has_error(), reply.error
+        received = self.server.counters.received_bytes - before
+        return reply.content[keys.ARRAYS], received, sum(self.frames) - framed  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+    apps: dict[int, ClientApp] = {}
+    node_app, frames, decode = ClientApp(), [], servicer.decode_client
+
+    @node_app.train()
+    def train(message: Message, context: Context) -> Message:
+        number: Any = message.content[keys.CONFIG]["row"]
+        if number not in apps:
+            apps[number] = client_app(task_of(ROWS[number]), lr=0.1, local_steps=2)
+        return apps[number](message, context)
+
+    def counting(raw: bytes) -> Any:
+        frame = decode(raw)
+        if isinstance(frame, Chunk) or frame.WhichOneof("body") in ("ready", "batch"):
+            frames.append(len(raw))
+        return frame
+
+    servicer.decode_client = counting
+    try:
+        with FleetServer(num_clients=1) as server:
+            folder = tmp_path_factory.mktemp("node")
+            arguments = {"name": "node", "state_dir": folder, "workers": 1}
+            node = threading.Thread(
+                target=run_node, args=(server.address, node_app, range(1)), kwargs=arguments
+            )
+            node.start()
+            grid = FleetGrid(server, wait=30)
+            grid.start_round(1)
+            yield Connection(grid, server, frames)
+        node.join(timeout=30)
+    finally:
+        servicer.decode_client = decode
+
+
+@pytest.mark.parametrize("row", ROWS, ids=ids)
+def test_a_reply_has_the_bytes_of_the_formula(row: Row, connection: Connection) -> None:
+    task = task_of(row)
+    beside = [t.nbytes for t in Adapted.of(task.model()).allocation_state().values()]
+    arrays, received, framed = connection.ask(row, task.initial_arrays())
+    numbers = 4 * row.count(*SIDES) + sum(beside)
+    padding = received - numbers
+    assert 0 <= padding <= (7 if beside else 0)  # Numbers are aligned behind masks of single bytes.
+    assert received <= framed <= received + HEAD + PER_TENSOR * len(arrays)
+
+
+def test_of_fixed_ranks_only_the_triplets_that_are_left_travel(connection: Connection) -> None:
+    row = next(row for row in ROWS if row.slug == "adalora")
+    arrays = task_of(row).initial_arrays()
+    arrays["3.rank_mask"] = as_array(np.array([0, 1, 0, 0], np.uint8))
+    replied, received, _ = connection.ask(row, arrays, **{keys.PARTIAL: True})
+    d_out, d_in = SIDES
+    assert received == 4 * (d_out + d_in + 1) + 4 * (1 + 4)  # And a byte of the mask, a score of each.
+    np.testing.assert_array_equal(view(replied["3.lora_A"]).shape, (1, d_in))
+    assert not np.array_equal(view(replied["3.lora_A"])[0], view(arrays["3.lora_A"])[1])
