@@ -59,12 +59,12 @@ def _plain(work: LocalRound, server_round: int | None) -> list[Tensor]:
     Autograd's gradients go to the step as they are: to be gathered in ``model.gradient`` they would pass
     through the cache twice more, which is a tenth of a small model's step.
     """
-    module, inputs, loss_of, lr = work.model.module, work.model.inputs, work.task.loss, work.lr
+    output, loss_of, lr = work.output, work.task.loss, work.lr
     losses: list[Tensor] = []
     with work.model.own_gradients() as trained:
         values = [tensor.detach() for tensor in trained]
         for x, y in work.batches(server_round):
-            loss = loss_of(module(inputs(x)), y)
+            loss = loss_of(output(x), y)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
             for value, tensor in zip(values, trained, strict=True):

@@ -67,7 +67,7 @@ class LocalRound(Work):
         """Return the mean loss on a batch."""
         x, y = batch
         with torch.no_grad():
-            return self.task.loss(self._output(x), y)
+            return self.task.loss(self.output(x), y)
 
     def probe(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss on a batch in evaluation mode: nothing is drawn, no statistics change."""
@@ -81,7 +81,7 @@ class LocalRound(Work):
         """Put the gradient of the mean loss on a batch into ``model.gradient``; return that loss."""
         model, (x, y) = self.model, batch
         model.gradient.zero_()
-        loss = self.task.loss(self._output(x), y)
+        loss = self.task.loss(self.output(x), y)
         torch.autograd.backward(model.parts.penalty(loss))
         if self.options.weight_decay:
             self._add_weight_decay()
@@ -105,7 +105,7 @@ class LocalRound(Work):
         total = torch.zeros((), dtype=model.parameters.dtype, device=model.parameters.device)
         for start in range(0, len(y), chunk):
             piece = slice(start, start + chunk)
-            loss = self.task.loss(self._output(x[piece]), y[piece]) * (len(y[piece]) / len(y))
+            loss = self.task.loss(self.output(x[piece]), y[piece]) * (len(y[piece]) / len(y))
             torch.autograd.backward(loss if start else model.parts.penalty(loss))
             total += loss.detach()
         if self.options.weight_decay:
@@ -165,7 +165,7 @@ class LocalRound(Work):
         self.model.load_vector(vector)
         return float(self.loss((self.data.x, self.data.y)))
 
-    def _output(self, x: Tensor) -> Tensor:
+    def output(self, x: Tensor) -> Tensor:
         """Return the model's output for ``x``, in the precision of the options."""
         module, x = self.model.module, self.model.inputs(x)
         if self.options.precision == "float32":
