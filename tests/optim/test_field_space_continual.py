@@ -323,3 +323,11 @@ def test_the_sequence_of_tasks_goes_by_rounds() -> None:
     assert not torch.equal(later.x, data.x)
     assert torch.equal(later.x.flatten(1).sort(1).values, data.x.flatten(1).sort(1).values)
     assert torch.equal(later.y, data.y)
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist5k"])
+def test_pixels_have_a_second_moment_of_one(data: Any) -> None:
+    """What 1/sqrt(fan-in) supposes: with grey values units are half as large, and tasks protected less."""
+    x = Permuted(num_clients=1, data=data).client_data(0).x
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(x.square().mean()) == pytest.approx(1.0, abs=0.02)
