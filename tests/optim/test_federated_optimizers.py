@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from optimizer_experiments import CLIENTS, experiment
+from optimizer_experiments import CLIENTS, METHODS, experiment
 from torch import nn
 
 from turnout.client import FlatModel, TrainOptions, client_app
@@ -46,8 +46,8 @@ def made(client: str) -> Experiment:
 
 
 def outcome(client: str, executor: str, *, resume_at: int | None = None, folder: Path | None = None) -> Any:
-    """Return the run's final vector and accuracy."""
-    data = tomllib.loads(experiment(client, ROUNDS))
+    """Return the run's final vector, its accuracy and the initial model's; ``client`` may be a whole file."""
+    data = tomllib.loads(client if "[run]" in client else experiment(client, ROUNDS))
     data["simulation"] = {"executor": executor, "workers": 2}
     parts = build(Experiment.from_dict(data))
     initial = parts.task.initial_arrays()
@@ -67,12 +67,13 @@ def test_every_registered_optimizer_is_among_them() -> None:
     assert set(CLIENTS) == {entry.slug for entry in methods("optimizer")}
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, *METHODS])
 def test_every_executor_trains_the_same_model(name: str) -> None:
-    expected, accuracy, before = outcome(EVERY[name], "serial")
+    chosen = {**EVERY, **METHODS}[name]
+    expected, accuracy, before = outcome(chosen, "serial")
     assert accuracy > before + 0.1
     for executor in ("threads", "processes", "batched"):
-        vector, _, _ = outcome(EVERY[name], executor)
+        vector, _, _ = outcome(chosen, executor)
         assert np.array_equal(vector, expected), executor
 
 
