@@ -64,7 +64,6 @@ rounds = 4
 {task}
 num_clients = 6
 [client]
-batch_size = 16
 {client}
 [participation]
 model = "bernoulli"
@@ -74,13 +73,13 @@ probabilities = 0.8
 """
 METHODS = {
     "bo-rep": _METHOD.format(
-        task='name = "hyper-representation"\nfeatures = 8',
-        client="",
+        task='name = "hyper-representation"\nfeatures = 16',
+        client="batch_size = 32",
         strategy='name = "bo-rep"\neta = 2.0\nnu = 0.1',
     ),
     "field-space-continual": _METHOD.format(
         task='name = "permuted"\nwidth = 24\nnum_tasks = 2\nrounds_per_task = 2',
-        client="lr = 0.03\nlocal_steps = 8",
+        client="batch_size = 16\nlr = 0.03\nlocal_steps = 8",
         strategy='name = "field-space-continual"\ntotal_rounds = 4\nkl_weight = 0.1',
     ),
 }
