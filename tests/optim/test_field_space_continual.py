@@ -24,7 +24,7 @@ from turnout.optim import (
 from turnout.simulation import LocalGrid
 from turnout.strategies import FieldSpaceContinual, Reply
 from turnout.tasks import Permuted
-from turnout.wire import ConfigError, LayoutError, as_array, as_sign_array, view
+from turnout.wire import ConfigError, LayoutError, ParameterLayout, as_array, as_sign_array, view
 
 DOUBLE = torch.float64
 
@@ -84,8 +84,10 @@ def test_saturated_fields_are_a_binary_layer(kind: str) -> None:
     assert float(variance.detach().abs().max()) == 0.0
     made.eval()
     assert torch.allclose(made(x), mean)
-    made.train()
-    assert torch.allclose(made(x), mean, atol=1e-4)
+    z = made.train()(x)
+    assert torch.allclose(z, mean, atol=1e-4)
+    torch.autograd.backward(z.square().sum())
+    assert not made.theta.grad.any()  # Not NaN, though a root of zero variance was taken.
 
 
 def test_zero_fields_are_pure_noise() -> None:
@@ -277,6 +279,19 @@ class TestMerge:
     def test_posterior_product_counts_clients_alike(self) -> None:
         with pytest.raises(ConfigError, match="weighting"):
             FieldSpaceContinual(merge="posterior-product")
+
+
+@pytest.mark.parametrize("prior", ["round", "task"])
+def test_a_huge_divergence_holds_clients_to_the_prior_that_was_sent(prior: Any) -> None:
+    task = Permuted(num_clients=2, width=12)
+    start = ParameterLayout.from_arrays(task.initial_arrays()).flatten(task.initial_arrays())
+    moved = {}
+    for weight in (0.0, 1e12):
+        grid = LocalGrid(client_app(task, lr=0.01, local_steps=20), 2, executor="serial")
+        strategy = FieldSpaceContinual(kl_weight=weight, prior=prior, temperature="constant")
+        strategy.start(grid, task.initial_arrays(), num_rounds=3)
+        moved[weight] = float(np.abs(strategy.x - start).mean())
+    assert moved[1e12] < 0.2 * moved[0.0]
 
 
 class TestBits:
