@@ -62,7 +62,7 @@ def optimizers(foreach: bool) -> dict[str, Make]:
 
 
 def module(name: str = "") -> nn.Module:
-    """Return the perceptron with gradients in place, its matrices as codes if the optimizer's name says so."""
+    """Return the perceptron with gradients in place, its matrices in codes if the name says so."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(WIDTHS):
@@ -116,7 +116,8 @@ def table(repeats: int) -> str:
         f"{count:,} parameters in {len(list(module().parameters()))} tensors on one CPU thread, PyTorch "
         f"{torch.__version__}, shortest of {repeats}; AdamW's step took {1e3 * unit:.2f} ms.",
         "",
-        "| optimizer | step time / AdamW | with `foreach` / AdamW | state, bytes | state / AdamW | weights, bytes |",
+        "| optimizer | step time / AdamW | with `foreach` / AdamW | state, bytes | state / AdamW "
+        "| weights, bytes |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [

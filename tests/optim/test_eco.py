@@ -319,7 +319,9 @@ def test_stale_momentum_fades() -> None:
 
 @pytest.mark.parametrize("kind", [ECOSGD, ECOAdamW])
 @pytest.mark.parametrize(("grid", "block"), [("int8", None), ("int4", 4), ("fp8", None)])
-def test_weights_in_codes_are_those_of_the_simulated_grid_to_the_bit(kind: Any, grid: str, block: Any) -> None:
+def test_weights_in_codes_are_those_of_the_simulated_grid_to_the_bit(
+    kind: Any, grid: str, block: Any
+) -> None:
     layer = CodedLinear(nn.Linear(12, 6), grid, block)
     p = nn.Parameter(layer.weight)
     optimizers = [kind([q], lr=0.05, quantizer=grid, block=block) for q in (layer.handle, p)]

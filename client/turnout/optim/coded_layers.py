@@ -133,8 +133,8 @@ def store(p: Tensor, rounded: Tensor, scale: Tensor | None, quantizer: Quantizer
         return
     if quantizer != layer.quantizer or scale is None:
         raise ConfigError(
-            f"the optimizer's quantizer is {quantizer}, the coded layer's is {layer.quantizer}; use the same, "
-            "and the same block."
+            f"the optimizer's quantizer is {quantizer}, the coded layer's is {layer.quantizer}; use the "
+            "same, and the same block."
         )
     layer.codes.copy_(quantizer.encode(rounded, scale))
     layer.scale.copy_(scale)
