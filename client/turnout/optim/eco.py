@@ -8,8 +8,8 @@ that the next steps repay it exactly once. With wanted weights W~ = a W - eta M~
 Then z = W - c M, c = eta beta / (a - beta), moves as unrounded weights would, for any rounding (with
 lambda = 0, z - eta G each step). Weights are grid values in the parameter's own dtype, or, in layers of
 `turnout.optim.coded_layers`, codes of a byte each. The coefficient is derived from that law, and Adam's form
-from putting the per-coordinate step eta / ((1 - beta_1^t)(sqrt(v_hat) + eps)) for eta: the paper's own listing
-was not seen.
+from putting the per-coordinate step eta / ((1 - beta_1^t)(sqrt(v_hat) + eps)) for eta: the paper's own
+listing was not seen.
 """
 
 from __future__ import annotations

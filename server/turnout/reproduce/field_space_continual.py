@@ -45,6 +45,7 @@ FIELDS: Final[dict[str, dict[str, Any]]] = {
     f"{ANNEALED}, streaming KL": {"kl_weight": 1.0, "prior": "stream"},
     f"{ANNEALED}, steps scaled by s": {"natural": True},
     f"{ANNEALED}, small start": {"scale": 0.1},
+    f"{ANNEALED}, grey values from 0 to 1": {"normalised": False},
 }
 OTHERS: Final[dict[str, dict[str, Any]]] = {
     "binary, straight-through": {"net": "straight-through", "lr": (0.003, 0.01)},
@@ -95,9 +96,11 @@ def measure(job: Job) -> Row:
     task = Permuted(
         num_clients=1, model=net, width=sizes.width, num_tasks=sizes.tasks, rounds_per_task=1, seed=seed
     )
+    settings = dict(FIELDS[name] if kind == "field" else OTHERS[name])
+    if not settings.pop("normalised", True):
+        task.mean, task.std = 0.0, 1.0
     if kind == "field":
-        return sequence_of_tasks(task, epochs=sizes.epochs, seed=seed, **FIELDS[name])
-    settings = dict(OTHERS[name])
+        return sequence_of_tasks(task, epochs=sizes.epochs, seed=seed, **settings)
     rates, penalties = settings.pop("lr"), settings.pop("ewc", (0.0,))
     tried = [
         sequence_of_tasks(task, epochs=sizes.epochs, seed=seed, lr=lr, ewc=ewc, **settings)
