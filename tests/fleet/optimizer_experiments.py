@@ -80,7 +80,7 @@ METHODS = {
     "field-space-continual": _METHOD.format(
         task='name = "permuted"\nwidth = 24\nnum_tasks = 2\nrounds_per_task = 2',
         client="batch_size = 16\nlr = 0.03\nlocal_steps = 8",
-        strategy='name = "field-space-continual"\ntotal_rounds = 4\nkl_weight = 0.1',
+        strategy='name = "field-space-continual"\ntotal_rounds = 4\nkl_weight = 0.1\nmoments = "keep"',
     ),
 }
 """Experiment files, of four rounds, of the methods that are a strategy and a local update together."""

@@ -58,7 +58,7 @@ class CodedLinear(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "handle"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._make_handle()
 
     @property
@@ -73,7 +73,7 @@ class CodedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move the handle along, which `nn.Module` does not know of."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.handle.data = fn(self.handle.data[:1, :1]).expand(self.codes.shape)
         self.handle.grad = None
         return self
@@ -83,7 +83,7 @@ class _Product(torch.autograd.Function):
     """``x W^T`` of coded weights; what is kept for the way back is the codes."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, handle: Tensor, codes: Tensor, scale: Tensor, quantizer: Quantizer
     ) -> Tensor:
         ctx.save_for_backward(x, codes, scale)
@@ -91,7 +91,7 @@ class _Product(torch.autograd.Function):
         return x @ quantizer.decode(codes, scale).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, codes, scale = ctx.saved_tensors
         of_x = gradient @ ctx.quantizer.decode(codes, scale) if ctx.needs_input_grad[0] else None
         of_weights = gradient.reshape(-1, gradient.shape[-1]).T @ x.reshape(-1, x.shape[-1])
