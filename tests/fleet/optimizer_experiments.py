@@ -57,6 +57,35 @@ probabilities = 0.8
 """
 
 
+_METHOD = """
+[run]
+rounds = 4
+[task]
+{task}
+num_clients = 6
+[client]
+{client}
+[participation]
+model = "bernoulli"
+probabilities = 0.8
+[strategy]
+{strategy}
+"""
+METHODS = {
+    "bo-rep": _METHOD.format(
+        task='name = "hyper-representation"\nfeatures = 16',
+        client="batch_size = 32",
+        strategy='name = "bo-rep"\neta = 2.0\nnu = 0.1',
+    ),
+    "field-space-continual": _METHOD.format(
+        task='name = "permuted"\nwidth = 24\nnum_tasks = 2\nrounds_per_task = 2',
+        client="batch_size = 16\nlr = 0.03\nlocal_steps = 8",
+        strategy='name = "field-space-continual"\ntotal_rounds = 4\nkl_weight = 0.1\nmoments = "keep"',
+    ),
+}
+"""Experiment files, of four rounds, of the methods that are a strategy and a local update together."""
+
+
 def experiment(client: str, rounds: int = 4) -> str:
     """Return the experiment file with these client options."""
     return EXPERIMENT.format(client=client, rounds=rounds)

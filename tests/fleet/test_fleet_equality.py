@@ -16,7 +16,7 @@ from turnout.simulation import Bernoulli, LocalGrid
 from turnout.wire import find, methods
 
 N, ROUNDS = 8, 5
-# Their clients need a task of their own: tests/fleet/test_fleet_own_tasks.py has them.
+# Their clients need a task of their own: test_fleet_own_tasks.py and optimizer_experiments.py have them.
 OWN_TASKS = ("bo-rep", "bo-rep-local-upper", "field-space-continual")
 SETTINGS: dict[str, dict[str, Any]] = {
     "unbiased-fedavg": {"participation": [0.6] * N},

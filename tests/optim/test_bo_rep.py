@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from turnout.client import client_app
+from turnout.client.state import ClientState
 from turnout.optim import BORep, hypergradient
 from turnout.optim.bilevel import joint_norm
 from turnout.simulation import LocalGrid
 from turnout.strategies import BORep as ServerBORep
 from turnout.strategies import BORepLocalUpper
 from turnout.tasks import Digits, HyperCleaning, HyperRepresentation
-from turnout.wire import ConfigError, ParameterLayout
+from turnout.wire import ConfigError, ParameterLayout, keys
+from turnout.wire.flower import new_context, request
 
 D = 4
 
@@ -158,6 +161,18 @@ def test_a_state_dict_resumes_the_path() -> None:
     assert torch.equal(second.y, whole.y)
 
 
+def test_the_residual_tells_a_step_of_z_that_is_too_large() -> None:
+    """The lower Hessian is the identity: nu below 2 comes closer, above 2 runs away."""
+    for nu, closer in ((0.5, True), (2.5, False)):
+        problem = Quadratic()
+        trainer = problem.trainer(nu=nu, lr=1e-6)
+        trainer.step(problem.upper, problem.lower)
+        first = trainer.residual
+        for _ in range(8):
+            trainer.step(problem.upper, problem.lower)
+        assert (trainer.residual < first) == closer
+
+
 def test_lower_steps_stay_in_their_ball() -> None:
     problem = Quadratic()
     trainer = problem.trainer(radius=0.05, inner_steps=50)
@@ -210,6 +225,26 @@ def test_federated_steps_have_the_length_eta_and_heads_stay() -> None:
     x, grid = final(ServerBORep(eta=0.1), task, 1)
     assert float(np.linalg.norm(x - start)) == pytest.approx(0.1, rel=1e-5)
     assert "y" in repr(grid.state_dict()["clients"]["0"])
+
+
+def test_a_head_is_refined_again_after_more_than_an_interval_of_absence() -> None:
+    task = representation(1)
+    app = client_app(task, batch_size=10_000)
+    context = new_context(node_id=0, node_config={"partition-id": 0})
+
+    def head(server_round: int, refresh: bool) -> Any:
+        config: dict[str, Any] = {keys.SERVER_ROUND: server_round, keys.LOCAL_UPDATE: "bo-rep"}
+        config |= {keys.REFRESH: refresh, keys.INTERVAL: 2, keys.LOWER_LR: 0.5, keys.NU: 0.1}
+        config |= {keys.INNER_STEPS: 0, keys.INIT_STEPS: 5}  # Only refining moves the head.
+        content = RecordDict({keys.ARRAYS: task.initial_arrays(), keys.CONFIG: ConfigRecord(config)})
+        app(request(content, dst_node_id=0), context)
+        size = sum(t.numel() for t in task.initial_own(0))
+        return ClientState(context.state, "bo-rep", server_round + 1).load(size)["y"].copy()
+
+    first = head(1, True)
+    assert np.array_equal(head(2, False), first)
+    assert np.array_equal(head(4, True), first)  # One round missed.
+    assert not np.array_equal(head(7, False), first)  # Two missed: 7 - 4 > 2.
 
 
 def test_identical_clients_are_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +339,6 @@ def test_federated_cleaning_is_the_algorithm_on_the_pool() -> None:
 
 
 def test_cleaning_finds_the_wrong_labels() -> None:
-    from turnout.client.state import ClientState
     from turnout.wire.record_tree import decode_records
 
     task = HyperCleaning(num_clients=2, train_examples=80, validation_examples=80)

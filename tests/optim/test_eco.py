@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -11,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from turnout.optim import ECOSGD, ECOAdamW, FixedGrid, Float8Grid, IntegerGrid, Quantizer
+from turnout.optim import (
+    ECOSGD,
+    CodedLinear,
+    ECOAdamW,
+    FixedGrid,
+    Float8Grid,
+    IntegerGrid,
+    Quantizer,
+    coded_,
+)
+from turnout.wire import ConfigError
 
 GRIDS: dict[str, str | float | Quantizer] = {
     "fixed": 0.125,
@@ -173,8 +184,10 @@ def test_weights_lie_on_the_grid_and_errors_are_below_a_step(
     most = (1.0 if stochastic else 0.5) * torch.as_tensor(steps).expand_as(error)
     assert (error.abs() <= most * (1 + 1e-9)).all()
     if scale is not None:
-        codes = (weights / scale).abs().max()
-        assert codes <= {"int4": 7, "int8 in blocks": 127, "fp8": 448}[name] * (1 + 1e-9)
+        most = {"int4": 7, "int8 in blocks": 127, "fp8": 448}[name]
+        codes = quantizer.encode(weights, scale)
+        assert codes.double().abs().max() <= most
+        assert torch.equal(quantizer.decode(codes, scale), weights)
 
 
 def optimizer_grid(grid: Any) -> Quantizer:
@@ -302,3 +315,84 @@ def test_stale_momentum_fades() -> None:
     before = optimizer.state[p]["exp_avg"].clone()
     optimizer.begin_round(3, 5)
     torch.testing.assert_close(optimizer.state[p]["exp_avg"], before * 0.5**3)
+
+
+@pytest.mark.parametrize("kind", [ECOSGD, ECOAdamW])
+@pytest.mark.parametrize(("grid", "block"), [("int8", None), ("int4", 4), ("fp8", None)])
+def test_weights_in_codes_are_those_of_the_simulated_grid_to_the_bit(
+    kind: Any, grid: str, block: Any
+) -> None:
+    layer = CodedLinear(nn.Linear(12, 6), grid, block)
+    p = nn.Parameter(layer.weight)
+    optimizers = [kind([q], lr=0.05, quantizer=grid, block=block) for q in (layer.handle, p)]
+    for optimizer in optimizers:
+        optimizer.begin_round()
+    for step in range(12):
+        for q, optimizer in zip((layer.handle, p), optimizers, strict=True):
+            q.grad = drawn(6, 12, seed=step).float()
+            optimizer.step()
+        assert torch.equal(layer.weight, p)
+
+
+class TestCodedLayers:
+    def model(self) -> nn.Sequential:
+        layers = [nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)]
+        return nn.Sequential(*layers)
+
+    def test_a_weight_is_a_byte_and_nothing_else_has_its_shape_but_the_momentum(self) -> None:
+        module = self.model()
+        full = sum(p.numel() for p in module.parameters())
+        weights = 24 * 32 + 32 * 16
+        optimizer = ECOSGD.for_module(coded_(module), lr=0.1)
+        stored = sum(t.untyped_storage().nbytes() for t in module.state_dict().values())
+        assert stored == weights + 4 * (32 + 16) + 4 * (full - weights)  # Codes, a scale a row, the rest.
+        group = optimizer.param_groups[0]
+        assert [p.shape.numel() for p in group["params"]] == [24 * 32, 32 * 16]
+        assert all(p.untyped_storage().nbytes() == 4 for p in group["params"])
+
+    @pytest.mark.parametrize("grid", ["int8", "fp8"])
+    def test_gradients_are_those_of_an_ordinary_layer(self, grid: str) -> None:
+        linear = nn.Linear(7, 5).double()
+        layer = CodedLinear(linear, grid)
+        linear.weight.data.copy_(layer.weight)
+        x = [drawn(2, 3, 7, seed=0).requires_grad_() for _ in range(2)]
+        y = [made(v) for made, v in zip((layer, linear), x, strict=True)]
+        torch.testing.assert_close(y[0], y[1])
+        for out in y:
+            out.square().sum().backward()
+        torch.testing.assert_close(x[0].grad, x[1].grad)
+        torch.testing.assert_close(layer.handle.grad, linear.weight.grad)
+        torch.testing.assert_close(layer.bias.grad, linear.bias.grad)
+
+    def test_a_model_in_codes_trains_and_resumes(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(64, 24)
+        y = (x @ torch.randn(24, 4)).argmax(dim=1)
+        module = coded_(self.model())
+        optimizer, losses = ECOAdamW.for_module(module, lr=0.01), []
+
+        def steps(module: nn.Module, optimizer: Any, count: int) -> None:
+            for _ in range(count):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(module(x), y)
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+
+        steps(module, optimizer, 10)
+        again = copy.deepcopy(module)
+        other = ECOAdamW.for_module(again, lr=0.01)
+        other.load_state_dict(optimizer.state_dict())
+        steps(module, optimizer, 20)
+        assert losses[-1] < 0.3 * losses[0]
+        steps(again, other, 20)
+        for name, value in module.state_dict().items():
+            assert torch.equal(value.float(), again.state_dict()[name].float()), name
+
+    def test_grids_that_do_not_fit_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="has no end"):
+            CodedLinear(nn.Linear(2, 2), FixedGrid(0.5))
+        layer = CodedLinear(nn.Linear(4, 2))
+        layer.handle.grad = torch.ones(2, 4)
+        with pytest.raises(ConfigError, match="use the same"):
+            ECOSGD([layer.handle], lr=0.1, quantizer="int4").step()

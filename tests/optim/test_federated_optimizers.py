@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from optimizer_experiments import CLIENTS, experiment
+from optimizer_experiments import CLIENTS, METHODS, experiment
+from torch import nn
 
 from turnout.client import FlatModel, TrainOptions, client_app
 from turnout.client.optimizer_choice import carried_names
@@ -26,6 +27,7 @@ from turnout.strategies.rounds import Instruction
 from turnout.tasks import Digits
 from turnout.wire import CheckpointError, ConfigError, load_checkpoint, methods, save_checkpoint
 from turnout.wire.flower import new_context, request
+from turnout.wire.packing import pack
 
 ROUNDS = 4
 OTHERS = {
@@ -44,8 +46,8 @@ def made(client: str) -> Experiment:
 
 
 def outcome(client: str, executor: str, *, resume_at: int | None = None, folder: Path | None = None) -> Any:
-    """Return the run's final vector and accuracy."""
-    data = tomllib.loads(experiment(client, ROUNDS))
+    """Return the run's final vector, its accuracy and the initial model's; ``client`` may be a whole file."""
+    data = tomllib.loads(client if "[run]" in client else experiment(client, ROUNDS))
     data["simulation"] = {"executor": executor, "workers": 2}
     parts = build(Experiment.from_dict(data))
     initial = parts.task.initial_arrays()
@@ -65,12 +67,13 @@ def test_every_registered_optimizer_is_among_them() -> None:
     assert set(CLIENTS) == {entry.slug for entry in methods("optimizer")}
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, *METHODS])
 def test_every_executor_trains_the_same_model(name: str) -> None:
-    expected, accuracy, before = outcome(EVERY[name], "serial")
+    chosen = {**EVERY, **METHODS}[name]
+    expected, accuracy, before = outcome(chosen, "serial")
     assert accuracy > before + 0.1
     for executor in ("threads", "processes", "batched"):
-        vector, _, _ = outcome(EVERY[name], executor)
+        vector, _, _ = outcome(chosen, executor)
         assert np.array_equal(vector, expected), executor
 
 
@@ -113,6 +116,49 @@ def test_one_client_alone_gets_back_what_it_sent(name: str) -> None:
         strategy.start(LocalGrid(app, 1, executor="serial"), task.initial_arrays(), num_rounds=4)
         vectors[policy] = strategy.x.copy()
     np.testing.assert_allclose(vectors["send"], vectors["keep"], rtol=0, atol=1e-5)
+
+
+# Two matrices, (8, 12) and (10, 8), of which a quarter is active; for "block" one of the two.
+ACTIVE = {
+    "columns": 8 * 3 + 10 * 2,
+    "rows": 2 * 12 + 2 * 8,
+    "randk": 24 + 20,
+    "galore": 2 * 12 + 10 * 2,
+    "block": 8 * 12,
+}
+
+
+@pytest.mark.parametrize("projector", ACTIVE)
+def test_frugal_sends_the_numbers_of_its_active_part_and_no_others(projector: str) -> None:
+    widths = ((12, 8), (8, 10), (10, 4))
+    model = FlatModel(nn.Sequential(*(nn.Linear(n, m) for n, m in widths)))
+    table = {"projector": projector, "density": 0.5 if projector == "block" else 0.25, "seed": 3}
+    table |= {"galore_basis": "random"} if projector == "galore" else {"block_order": "ascending"}
+    options = TrainOptions(
+        optimizer="frugal", optimizer_state="send", lr=0.1, local_steps=1, optimizer_options=table
+    )
+    asked = RoundOptimizer(options, RecordDict(), 0, 1, 1)
+    optimizer = asked.begin(model, 0.1, lambda key: None)
+    model.gradient.copy_(torch.randn(model.size, generator=torch.Generator().manual_seed(0)))
+    optimizer.step()
+    asked.end(optimizer, model)
+    others = 4 * 10 + 8 + 10 + 4  # The output layer and the biases have state throughout.
+    for vector in asked.commit().values():
+        record = model.layout.record(vector.numpy(), trimmed=True)
+        assert pack(record)[0].size == 4 * (ACTIVE[projector] + others)
+        assert np.array_equal(model.layout.flatten(record, with_buffers=False), vector.numpy())
+
+
+def test_sent_state_is_compact_in_requests_and_replies() -> None:
+    task, key = Digits(num_clients=1, model="mlp"), "optimizer.exp_avg"
+    app = client_app(task, batch_size=16, local_steps=2, **tomllib.loads(CLIENTS["frugal"]))
+    strategy, grid = FedAvg(carried_vectors=(key, f"{key}_sq")), LocalGrid(app, 1, executor="serial")
+    strategy.start(grid, task.initial_arrays(), num_rounds=1)
+    (asked,) = strategy.configure_train(2, strategy.arrays(), ConfigRecord(), grid)
+    context = new_context(node_id=0, node_config={"partition-id": 0})
+    for content in (asked.content, app(asked, context).content):
+        dense = pack(content["arrays"])[0].size
+        assert 0 < pack(content[key])[0].size < 0.4 * dense
 
 
 def test_small_second_moments_survive_the_mean() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from turnout.client import client_app
+from turnout.client.state import ClientState
 from turnout.optim import (
     BinaryFieldConv2d,
     BinaryFieldLinear,
@@ -24,7 +25,8 @@ from turnout.optim import (
 from turnout.simulation import LocalGrid
 from turnout.strategies import FieldSpaceContinual, Reply
 from turnout.tasks import Permuted
-from turnout.wire import ConfigError, LayoutError, as_array, as_sign_array, view
+from turnout.wire import ConfigError, LayoutError, ParameterLayout, as_array, as_sign_array, keys, view
+from turnout.wire.flower import new_context, request
 
 DOUBLE = torch.float64
 
@@ -84,8 +86,10 @@ def test_saturated_fields_are_a_binary_layer(kind: str) -> None:
     assert float(variance.detach().abs().max()) == 0.0
     made.eval()
     assert torch.allclose(made(x), mean)
-    made.train()
-    assert torch.allclose(made(x), mean, atol=1e-4)
+    z = made.train()(x)
+    assert torch.allclose(z, mean, atol=1e-4)
+    torch.autograd.backward(z.square().sum())
+    assert not made.theta.grad.any()  # Not NaN, though a root of zero variance was taken.
 
 
 def test_zero_fields_are_pure_noise() -> None:
@@ -279,6 +283,43 @@ class TestMerge:
             FieldSpaceContinual(merge="posterior-product")
 
 
+@pytest.mark.parametrize("prior", ["round", "task"])
+def test_a_huge_divergence_holds_clients_to_the_prior_that_was_sent(prior: Any) -> None:
+    task = Permuted(num_clients=2, width=12)
+    start = ParameterLayout.from_arrays(task.initial_arrays()).flatten(task.initial_arrays())
+    moved = {}
+    for weight in (0.0, 1e12):
+        grid = LocalGrid(client_app(task, lr=0.01, local_steps=20), 2, executor="serial")
+        strategy = FieldSpaceContinual(kl_weight=weight, prior=prior, temperature="constant")
+        strategy.start(grid, task.initial_arrays(), num_rounds=3)
+        moved[weight] = float(np.abs(strategy.x - start).mean())
+    assert moved[1e12] < 0.2 * moved[0.0]
+
+
+def test_clients_go_on_with_their_moments_if_told_to() -> None:
+    task = Permuted(num_clients=1, width=12)
+    app = client_app(task, lr=0.01, local_steps=5)
+    contexts = {keep: new_context(node_id=0, node_config={"partition-id": 0}) for keep in (True, False)}
+
+    def fields(keep: bool, server_round: int) -> np.ndarray:
+        config: dict[str, Any] = {keys.SERVER_ROUND: server_round, keys.LOCAL_UPDATE: "field-space"}
+        config |= {keys.TEMPERATURE: 2.0, keys.KL_WEIGHT: 0.0, keys.KEEP_MOMENTS: keep}
+        content = RecordDict({keys.ARRAYS: task.initial_arrays(), keys.CONFIG: ConfigRecord(config)})
+        reply = app(request(content, dst_node_id=0), contexts[keep]).content[keys.ARRAYS]
+        return ParameterLayout.from_arrays(reply).flatten(reply).copy()
+
+    assert np.array_equal(fields(True, 1), fields(False, 1))
+    assert not np.array_equal(fields(True, 2), fields(False, 2))
+    state = ClientState(contexts[True].state, "field-space", 3)
+    assert state.number("step") == 10
+    size = 64 * 12 + 12 * 12 + 12 * 10
+    assert {name: vector.any() for name, vector in state.load(size).items()} == {
+        "exp_avg": True,
+        "exp_avg_sq": True,
+    }
+    assert not contexts[False].state
+
+
 class TestBits:
     @pytest.mark.parametrize("shape", [(3, 5), (8,), (1, 1), (2, 3, 3, 3)])
     def test_a_weight_is_a_bit(self, shape: tuple[int, ...]) -> None:
@@ -323,3 +364,11 @@ def test_the_sequence_of_tasks_goes_by_rounds() -> None:
     assert not torch.equal(later.x, data.x)
     assert torch.equal(later.x.flatten(1).sort(1).values, data.x.flatten(1).sort(1).values)
     assert torch.equal(later.y, data.y)
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist5k"])
+def test_pixels_have_a_second_moment_of_one(data: Any) -> None:
+    """What 1/sqrt(fan-in) supposes: with grey values units are half as large, and tasks protected less."""
+    x = Permuted(num_clients=1, data=data).client_data(0).x
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(x.square().mean()) == pytest.approx(1.0, abs=0.02)

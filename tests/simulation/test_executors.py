@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedstale": {"participation": "estimate"},
     "fedamd": {"anchor_probability": 0.4},
 }
-# Their clients need a task of their own: tests/fleet/test_fleet_own_tasks.py has them.
+# Their clients need a task of their own: test_fleet_own_tasks.py and optimizer_experiments.py have them.
 OWN_TASKS = ("bo-rep", "bo-rep-local-upper", "field-space-continual")
 
 

@@ -73,6 +73,7 @@ OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
         "kl_weight": (-0.1, INF),
         "prior": ("stream", None),
         "rounds_per_task": (0, "3"),
+        "moments": ("send", None),
     },
     EGGROLL: {
         "sigma": (0, NAN),

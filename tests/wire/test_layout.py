@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.wire import LayoutError, ParameterLayout, as_array, as_bf16_array
+from turnout.wire.arrays import LEADING_STYPE, as_leading_array
+from turnout.wire.packing import pack
 
 SHAPES = {"conv.weight": (4, 3, 2), "conv.bias": (4,), "scale": (), "none": (0, 5), "fc.weight": (2, 4)}
 BUFFERS = {
@@ -262,3 +264,38 @@ class TestRefusals:
         layout = ParameterLayout.from_arrays(stock(GOOD))
         with pytest.raises(LayoutError, match="the layout needs"):
             layout.record(np.zeros(shape, np.float32))
+
+
+class TestTrimmed:
+    def test_only_the_numbers_before_the_last_zeros_travel(self) -> None:
+        layout = ParameterLayout.from_arrays(ours(model()))
+        vector = np.zeros(layout.size, np.float32)
+        pieces = {t.name: vector[t.offset : t.offset + t.size] for t in layout.tensors}
+        pieces["conv.weight"][[0, 4]] = 1.5, -0.0  # A negative zero is a number: bits count.
+        pieces["fc.weight"][:] = 2.0
+        record = layout.record(vector, trimmed=True)
+        sizes = {name: pack({name: array})[0].size for name, array in record.items()}
+        assert sizes == {"conv.weight": 20, "conv.bias": 0, "scale": 0, "none": 0, "fc.weight": 32}
+        assert layout.flatten(record, with_buffers=False).tobytes() == vector.tobytes()
+
+    @given(hnp.arrays(hnp.floating_dtypes(sizes=(16, 32, 64), endianness="<"), hnp.array_shapes(min_side=0)))
+    def test_every_array_comes_back_to_the_bit(self, content: np.ndarray) -> None:
+        layout = ParameterLayout.from_arrays({"w": as_array(content)})
+        back = layout.flatten({"w": as_leading_array(content)})
+        assert back.tobytes() == content.astype(layout.dtype).tobytes()
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "data", "words"),
+        [
+            ("float32", (3,), b"\0" * 16, "at most as many"),
+            ("float32", (3,), b"\0" * 5, "whole numbers"),
+            ("float32", (1 << 50,), b"", "the model needs"),
+            ("int32", (3,), b"", "the model needs float32"),
+        ],
+    )
+    def test_bytes_that_do_not_fit_are_refused(
+        self, dtype: str, shape: tuple[int, ...], data: bytes, words: str
+    ) -> None:
+        layout = ParameterLayout.from_arrays({"w": as_array(np.zeros(3, np.float32))})
+        with pytest.raises(LayoutError, match=words):
+            layout.flatten({"w": Array(dtype, shape, LEADING_STYPE, data)})

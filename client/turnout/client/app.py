@@ -148,7 +148,10 @@ class Trainer:
         for key, value in outcome.vectors.items():
             vector = to_vector(value) if isinstance(value, torch.Tensor) else value
             # The model takes its buffers along; a gradient or a control variate has none.
-            content[key] = work.model.record(vector) if key == keys.ARRAYS else layout.record(vector)
+            if key == keys.ARRAYS:
+                content[key] = work.model.record(vector)
+            else:
+                content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
         for key, record in outcome.records.items():

@@ -61,10 +61,19 @@ class ClientState:
                 )
         return vectors
 
-    def save(self, vectors: Mapping[str, Vector]) -> None:
-        """Replace the saved vectors; they are not copied, so the caller must not change them afterwards."""
+    def number(self, name: str) -> float:
+        """Return a number that was saved with the vectors; `ConfigError` when there is none."""
+        value = self._records[self._numbers_key].get(name)
+        if not isinstance(value, (int, float)):
+            raise ConfigError(
+                f"client state {self._numbers_key!r} holds {value!r} as {name}; clear the client's state."
+            )
+        return value
+
+    def save(self, vectors: Mapping[str, Vector], **numbers: float) -> None:
+        """Replace what is saved; vectors are not copied, so the caller must not change them afterwards."""
         record = ArrayRecord()  # Filled by assignment: its constructor would copy the arrays.
         for name, vector in vectors.items():
             record[name] = as_array(vector)
         self._records[self._vectors_key] = record
-        self._records[self._numbers_key] = MetricRecord({_ROUND: self._server_round})
+        self._records[self._numbers_key] = MetricRecord({**numbers, _ROUND: self._server_round})

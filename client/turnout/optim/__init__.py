@@ -20,6 +20,7 @@ from turnout.optim.binary_fields import (
 )
 from turnout.optim.bo_rep import BORep
 from turnout.optim.classp import CLASSP
+from turnout.optim.coded_layers import CodedLinear, coded_
 from turnout.optim.eco import ECOSGD, ECOAdamW
 from turnout.optim.eggroll import EGGROLL
 from turnout.optim.field_space_continual import FieldOptimizer, annealed, field_groups
@@ -43,6 +44,7 @@ __all__ = [
     "BORep",
     "BinaryFieldConv2d",
     "BinaryFieldLinear",
+    "CodedLinear",
     "ECOAdamW",
     "FieldOptimizer",
     "FixedGrid",
@@ -55,6 +57,7 @@ __all__ = [
     "Quantizer",
     "StatePolicy",
     "annealed",
+    "coded_",
     "collect_curvature",
     "descend_lower",
     "edit_",

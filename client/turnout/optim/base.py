@@ -167,7 +167,10 @@ class ModuleOptimizer(torch.optim.Optimizer):
         """
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return what of the parameter's state is sent: tensors of its shape by their names in `carried`."""
+        """Return what of the parameter's state is sent: tensors of its shape by their names in `carried`.
+
+        State of fewer numbers comes first in such a tensor, row by row: zeros at its end do not travel.
+        """
         state = self.state.get(parameter, {})
         return {key: state[key] for key in self.carried if key in state}
 

@@ -6,17 +6,21 @@ that the next steps repay it exactly once. With wanted weights W~ = a W - eta M~
     W = q(W~);  E = W~ - W;  M = M~ + alpha E,  alpha = (1/eta)(1 - a / beta)
 
 Then z = W - c M, c = eta beta / (a - beta), moves as unrounded weights would, for any rounding (with
-lambda = 0, z - eta G each step). The coefficient is derived from that law, and Adam's form from putting the
-per-coordinate step eta / ((1 - beta_1^t)(sqrt(v_hat) + eps)) for eta: the paper's own listing was not seen.
+lambda = 0, z - eta G each step). Weights are grid values in the parameter's own dtype, or, in layers of
+`turnout.optim.coded_layers`, codes of a byte each. The coefficient is derived from that law, and Adam's form
+from putting the per-coordinate step eta / ((1 - beta_1^t)(sqrt(v_hat) + eps)) for eta: the paper's own
+listing was not seen.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from turnout.optim.adam import adam_moments, adam_state, check_betas
 from turnout.optim.base import (
@@ -25,10 +29,10 @@ from turnout.optim.base import (
     StatePolicy,
     gradient_of,
     in_turn,
-    state_dtype,
     step_count,
     zeros_for,
 )
+from turnout.optim.coded_layers import handles, store, weights_of
 from turnout.optim.quantizers import Quantizer, quantizer_of
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError, unknown_name
@@ -90,6 +94,16 @@ class _ECO(ModuleOptimizer):
         self._generator = generator
 
     @classmethod
+    def module_groups(cls, module: nn.Module, options: Mapping[str, Any]) -> list[Group]:
+        """Return the parameter groups of ``module``: if it has coded layers, the method is for them alone."""
+        coded = handles(module)
+        if not coded:
+            return super().module_groups(module, options)
+        rest = [p for p in module.parameters() if p.requires_grad]
+        groups: list[Group] = [{"params": coded, "eco": True}, {"params": rest, "eco": False}]
+        return [group for group in groups if group["params"]]
+
+    @classmethod
     def advise(cls, policy: StatePolicy, options: Mapping[str, Any], local_steps: int | None) -> str | None:
         """Refuse to reset with rounding to nearest, warn with stochastic rounding."""
         if policy != "reset":
@@ -106,6 +120,7 @@ class _ECO(ModuleOptimizer):
         """Check the hyperparameters, and make a quantizer of its name."""
         super().check_group(group)
         check_number("weight_decay", group["weight_decay"], low=0)
+        check_number("staleness", group["staleness"], low=0, high=1)
         if group["rounding"] not in ("sr", "rtn"):
             raise unknown_name("rounding", str(group["rounding"]), ("sr", "rtn"))
         quantizer_of(group["quantizer"], group["block"])
@@ -150,7 +165,7 @@ class _ECO(ModuleOptimizer):
         rounded = quantizer.round(wanted, scale, noise)
         if scale is not None:
             self.state[p][_SCALE] = scale
-        p.copy_(rounded)
+        store(p, rounded, scale, quantizer)
         return wanted - rounded
 
     @torch.no_grad()
@@ -165,13 +180,60 @@ class _ECO(ModuleOptimizer):
                 state = self.state[p]
                 if missed_rounds and _FIRST in state:
                     state[_FIRST].mul_(group["staleness"] ** missed_rounds)
-                error = self._round(group, p, p.to(state_dtype(p)))
-                if group["error_feedback"] and group["lr"] > 0:
-                    self._repay_at_start(group, p, error)
+                error = self._round(group, p, weights_of(p))
+                repays = group["error_feedback"] and group["lr"] > 0
+                if repays and (step := self._next_step(group, p)) is not None:
+                    step.repay(state[_FIRST], error, _coefficient(group, self._beta(group)))
 
-    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
-        """Put the error of the first rounding of a round into the momentum."""
-        raise NotImplementedError
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        """Take one step."""
+        a = 1.0 - group["lr"] * group["weight_decay"]
+        for some in in_turn(params, group["foreach"]):
+            steps = self._advance(group, some)
+            if group["lr"] == 0:
+                continue
+            for p, step in zip(some, steps, strict=True):
+                W, M = weights_of(p), self.state[p][_FIRST]
+                wanted = step.taken(W if a == 1.0 else W * a, M)
+                if not group["eco"]:
+                    p.copy_(wanted)
+                    continue
+                error = self._round(group, p, wanted)
+                if group["error_feedback"]:
+                    step.repay(M, error, _coefficient(group, self._beta(group)))
+
+    @abstractmethod
+    def _beta(self, group: Group) -> float:
+        """Return the momentum's beta."""
+
+    @abstractmethod
+    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
+        """Advance the momenta by the gradients; return the steps to take with them."""
+
+    @abstractmethod
+    def _next_step(self, group: Group, p: Tensor) -> _Step | None:
+        """Return how the momentum as it is would move ``p``; None while no step's size is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step along the momentum: of ``size``, over a denominator for each coordinate if there is one."""
+
+    size: float
+    denominator: Tensor | None = None
+
+    def taken(self, W: Tensor, M: Tensor) -> Tensor:
+        """Return the weights after the step, unrounded."""
+        if self.denominator is None:
+            return W.add(M, alpha=-self.size)
+        return W.addcdiv(M, self.denominator, value=-self.size)
+
+    def repay(self, M: Tensor, error: Tensor, coefficient: float) -> None:
+        """Put a rounding error into the momentum, for the next steps to repay."""
+        if self.denominator is None:
+            M.add_(error, alpha=coefficient / self.size)
+        else:
+            M.addcmul_(error, self.denominator, value=coefficient / self.size)
 
 
 def _coefficient(group: Group, beta: float) -> float:
@@ -228,37 +290,24 @@ class ECOSGD(_ECO):
         """Check the hyperparameters."""
         super().check_group(group)
         check_number("momentum", group["momentum"], low=0, high=1, open_low=True, open_high=True)
-        check_number("staleness", group["staleness"], low=0, high=1)
 
-    def update(self, group: Group, params: list[Tensor]) -> None:
-        """Take one step."""
+    def _beta(self, group: Group) -> float:
+        return float(group["momentum"])
+
+    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
+        steps = [self._next_step(group, p) for p in params]
         for p in params:
-            if _FIRST not in self.state[p]:
-                self.state[p] |= {"step": step_count(), _FIRST: zeros_for(p)}
             self.state[p]["step"] += 1
-        lr, beta = group["lr"], group["momentum"]
-        a = 1.0 - lr * group["weight_decay"]
-        for some in in_turn(params, group["foreach"]):
-            buffers = [self.state[p][_FIRST] for p in some]
-            torch._foreach_mul_(buffers, beta)
-            gradients = [gradient_of(p) for p in some]
-            torch._foreach_add_(buffers, gradients, alpha=1.0 - beta if group["ema"] else 1.0)
-            if lr == 0:
-                continue
-            for p, M in zip(some, buffers, strict=True):
-                W = p.to(state_dtype(p))
-                wanted = (W if a == 1.0 else W * a).add(M, alpha=-lr)
-                if not group["eco"]:
-                    p.copy_(wanted)
-                    continue
-                error = self._round(group, p, wanted)
-                if group["error_feedback"]:
-                    M.add_(error, alpha=_coefficient(group, beta) / lr)
+        buffers = [self.state[p][_FIRST] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        gradients = [gradient_of(p) for p in params]
+        torch._foreach_add_(buffers, gradients, alpha=1.0 - group["momentum"] if group["ema"] else 1.0)
+        return steps
 
-    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
+    def _next_step(self, group: Group, p: Tensor) -> _Step:
         if _FIRST not in self.state[p]:
             self.state[p] |= {"step": step_count(), _FIRST: zeros_for(p)}
-        self.state[p][_FIRST].add_(error, alpha=_coefficient(group, group["momentum"]) / group["lr"])
+        return _Step(group["lr"])
 
 
 @register("eco-adamw", kind="optimizer", paper="2601.22101")
@@ -317,41 +366,24 @@ class ECOAdamW(_ECO):
                 "betas[0]=0 leaves no momentum that could carry the error; use a number above 0."
             )
         check_number("eps", group["eps"], low=0)
-        check_number("staleness", group["staleness"], low=0, high=1)
 
-    def update(self, group: Group, params: list[Tensor]) -> None:
-        """Take one step."""
+    def _beta(self, group: Group) -> float:
+        return float(group["betas"][0])
+
+    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
         gradients = [gradient_of(p) for p in params]
         for p, g in zip(params, gradients, strict=True):
             if _FIRST not in self.state[p]:
                 self.state[p] |= adam_state(g)
-        lr = group["lr"]
-        a = 1.0 - lr * group["weight_decay"]
-        for some in in_turn(params, group["foreach"]):
-            denominators, sizes = adam_moments(
-                [gradient_of(p) for p in some],
-                [self.state[p] for p in some],
-                lr=lr,
-                betas=group["betas"],
-                eps=group["eps"],
-            )
-            if lr == 0:
-                continue
-            for p, denominator, size in zip(some, denominators, sizes, strict=True):
-                W, m = p.to(state_dtype(p)), self.state[p][_FIRST]
-                wanted = (W if a == 1.0 else W * a).addcdiv(m, denominator, value=-size)
-                if not group["eco"]:
-                    p.copy_(wanted)
-                    continue
-                error = self._round(group, p, wanted)
-                if group["error_feedback"]:
-                    m.addcmul_(error, denominator, value=_coefficient(group, group["betas"][0]) / size)
+        states = [self.state[p] for p in params]
+        options = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"]}
+        denominators, sizes = adam_moments(gradients, states, **options)
+        return [_Step(size, denominator) for size, denominator in zip(sizes, denominators, strict=True)]
 
-    def _repay_at_start(self, group: Group, p: Tensor, error: Tensor) -> None:
+    def _next_step(self, group: Group, p: Tensor) -> _Step | None:
         state = self.state[p]
         if _FIRST not in state or not float(state["step"]):
-            return  # The size of a step is not known yet.
+            return None
         t, (beta_1, beta_2) = float(state["step"]), group["betas"]
         denominator = (state[_SECOND] / (1 - beta_2**t)).sqrt_().add_(group["eps"])
-        size = group["lr"] / (1 - beta_1**t)
-        state[_FIRST].addcmul_(error, denominator, value=_coefficient(group, beta_1) / size)
+        return _Step(group["lr"] / (1 - beta_1**t), denominator)

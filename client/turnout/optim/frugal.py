@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from turnout.optim.adam import check_betas
-from turnout.optim.base import Group, ModuleOptimizer, StatePolicy, gradient_of, in_turn
+from turnout.optim.base import Group, ModuleOptimizer, StatePolicy, gradient_of, in_turn, zeros_for
 from turnout.optim.state_full import RULES, fresh_state, state_full_step
 from turnout.optim.subspaces import (
     Basis,
@@ -303,17 +303,15 @@ class FRUGAL(ModuleOptimizer):
     # --- what a federation asks ------------------------------------------------------------------------
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the moments, lifted to the parameter's shape; zero where there are none."""
+        """Return the moments of the active part, one number after the other, then zeros (not sent)."""
         group, state = self._group_of(parameter), self.state.get(parameter, {})
         sent = {key: state[key] for key in RULES[group["state_full"]] if key in state}
-        if group["is_proj"] and group["projector"] != "block" and sent:
-            shape = _matrix_shape(parameter)
-            subspace = restored(group["projector"], state, shape)
-            sent = {key: subspace.lift(x, shape).view(parameter.shape) for key, x in sent.items()}
+        if group["is_proj"] and group["projector"] != "block":
+            sent = {key: _spread(moment, parameter) for key, moment in sent.items()}
         return sent
 
     def adopt(self, parameter: Tensor, sent: Mapping[str, Tensor], steps: int) -> None:
-        """Continue from averaged moments in the subspace of the last of ``steps`` steps."""
+        """Continue from averaged moments of `export`, in the subspace of the last of ``steps`` steps."""
         group = self._group_of(parameter)
         group["steps"] = steps
         window = (steps - 1) // group["update_gap"]
@@ -322,13 +320,14 @@ class FRUGAL(ModuleOptimizer):
         if not group["is_proj"]:
             super().adopt(parameter, moments, steps)
         elif group["projector"] != "block":
-            blank = torch.zeros(
-                _matrix_shape(parameter), dtype=moments["exp_avg"].dtype, device=parameter.device
-            )
+            blank = zeros_for(parameter).reshape(_matrix_shape(parameter))
             subspace = self._chosen(group, parameter, blank, window)
-            moments = {key: subspace.project(x.reshape(blank.shape)) for key, x in moments.items()}
+            shape = subspace.project(blank).shape
             super().adopt(parameter, {}, since)
-            self.state[parameter] |= {**moments, **subspace.tensors(), _WINDOW: torch.tensor(window)}
+            for key, moment in moments.items():
+                held = moment.reshape(-1)[: shape.numel()].view(shape)
+                self.state[parameter][key] = held.to(blank.dtype, copy=True)
+            self.state[parameter] |= {**subspace.tensors(), _WINDOW: torch.tensor(window)}
         elif parameter in self._active(group, window):
             super().adopt(parameter, moments, since)
             self.state[parameter][_WINDOW] = torch.tensor(window)
@@ -341,6 +340,13 @@ class FRUGAL(ModuleOptimizer):
 
 def _inactive_lr(group: Group) -> float:
     return float(group["lr"] * group["proj_lr_scale"] * group["inactive_lr_scale"])
+
+
+def _spread(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Return a tensor of the parameter's shape with the moment's numbers first and zeros behind them."""
+    flat = moment.new_zeros(parameter.numel())
+    flat[: moment.numel()] = moment.reshape(-1)
+    return flat.view(parameter.shape)
 
 
 def _matrix_shape(parameter: Tensor) -> tuple[int, int]:

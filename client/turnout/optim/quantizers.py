@@ -20,11 +20,19 @@ _E4M3_LEAST: Final = -6  # Exponent of the smallest normal number.
 
 
 class Quantizer(ABC):
-    """A grid for the entries of a tensor. It may have a scale, shaped to broadcast against the tensor."""
+    """A grid for the entries of a tensor, perhaps with a scale: one number a row, or a block of a row."""
 
     @abstractmethod
     def scale(self, weights: Tensor) -> Tensor | None:
         """Return the scale that fits ``weights``; None for a grid without one."""
+
+    def encode(self, weights: Tensor, scale: Tensor) -> Tensor:
+        """Return the codes of ``weights``, which lie on the grid: a byte each."""
+        raise ConfigError(f"{self} has no codes; use 'int8' or 'fp8'.")
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Return the weights of ``codes``, with the bits that were encoded and the dtype of ``scale``."""
+        raise ConfigError(f"{self} has no codes; use 'int8' or 'fp8'.")
 
     @abstractmethod
     def steps(self, weights: Tensor, scale: Tensor | None) -> Tensor | float:
@@ -83,14 +91,22 @@ class IntegerGrid(Quantizer):
         return _absmax(weights, self.block).div(2 ** (self.bits - 1) - 1)
 
     def steps(self, weights: Tensor, scale: Tensor | None) -> Tensor:
-        """Return the scale: steps are alike in a row."""
+        """Return the scale: steps are alike in a row or block."""
         assert scale is not None
-        return scale
+        return _spread(scale, self.block)
 
     def limit(self, scale: Tensor | None) -> Tensor:
         """Return the point of the largest code."""
         assert scale is not None
-        return scale.mul(2 ** (self.bits - 1) - 1)
+        return _spread(scale, self.block).mul(2 ** (self.bits - 1) - 1)
+
+    def encode(self, weights: Tensor, scale: Tensor) -> Tensor:
+        """Return int8 codes, also of fewer bits."""
+        return (weights / _spread(scale, self.block)).round_().to(torch.int8)
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Return ``codes`` times the scale."""
+        return codes.to(scale.dtype).mul_(_spread(scale, self.block))
 
 
 @dataclass(frozen=True)
@@ -106,18 +122,27 @@ class Float8Grid(Quantizer):
     def steps(self, weights: Tensor, scale: Tensor | None) -> Tensor:
         """Return the distance of neighbouring floats at each entry's magnitude."""
         assert scale is not None
-        _, exponent = torch.frexp(weights / scale)  # Of a mantissa in [0.5, 1): one more than IEEE's.
+        wide = _spread(scale, self.block)
+        _, exponent = torch.frexp(weights / wide)  # Of a mantissa in [0.5, 1): one more than IEEE's.
         floored = (exponent - 1).clamp_(min=_E4M3_LEAST) - _E4M3_BITS
-        return torch.ldexp(scale.expand_as(weights), floored)
+        return torch.ldexp(wide.expand_as(weights), floored)
 
     def limit(self, scale: Tensor | None) -> Tensor:
         """Return the largest float."""
         assert scale is not None
-        return scale * _E4M3_MAX
+        return _spread(scale, self.block) * _E4M3_MAX
+
+    def encode(self, weights: Tensor, scale: Tensor) -> Tensor:
+        """Return ``torch.float8_e4m3fn`` numbers."""
+        return (weights / _spread(scale, self.block)).to(torch.float8_e4m3fn)
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Return the floats times the scale."""
+        return codes.to(scale.dtype).mul_(_spread(scale, self.block))
 
 
 def _absmax(weights: Tensor, block: int | None) -> Tensor:
-    """Return the largest size in each row or block, to broadcast against ``weights``; 1 where all are 0."""
+    """Return the largest size in each row, (m, 1, ...), or block, (..., n / block); 1 where all are 0."""
     if block is None:
         rows = weights.reshape(len(weights), -1) if weights.dim() else weights.reshape(1, 1)
         most = (
@@ -129,9 +154,13 @@ def _absmax(weights: Tensor, block: int | None) -> Tensor:
                 f"block={block} does not divide rows of {weights.shape[-1]} entries; use a divisor, or None "
                 "for one scale per row."
             )
-        pieces = weights.reshape(*weights.shape[:-1], -1, block).abs().amax(dim=-1)
-        most = pieces.repeat_interleave(block, dim=-1)
+        most = weights.reshape(*weights.shape[:-1], -1, block).abs().amax(dim=-1)
     return torch.where(most > 0, most, torch.ones_like(most))
+
+
+def _spread(scale: Tensor, block: int | None) -> Tensor:
+    """Return the scale shaped to broadcast against the weights."""
+    return scale if block is None else scale.repeat_interleave(block, dim=-1)
 
 
 def quantizer_of(value: object, block: int | None = None) -> Quantizer:

@@ -11,13 +11,15 @@ import numpy as np
 from flwr.app import Array
 
 from turnout.wire.errors import LayoutError
-from turnout.wire.flower import NUMPY_STYPE, LazyArray
+from turnout.wire.flower import NUMPY_STYPE, LazyArray, dtype_name
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 """A NumPy array of any shape and dtype."""
 
 BF16_STYPE: Final = "turnout.bf16"
 SIGN_STYPE: Final = "turnout.sign"
+LEADING_STYPE: Final = "turnout.leading"
+_LEADING_KINDS: Final = {f"float{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)}
 _READERS: Final = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -54,6 +56,39 @@ def as_sign_array(ndarray: NDArray) -> Array:
     """
     bits = np.packbits(ndarray.reshape(-1) >= 0)
     return Array("float32", tuple(ndarray.shape), SIGN_STYPE, bits.tobytes())
+
+
+def as_leading_array(ndarray: NDArray) -> Array:
+    """Encode the numbers up to the last one that is not zero, in row-major order: all that follow are zeros.
+
+    Lossless (a negative zero is a number). Without zeros at its end the array is wrapped as by `as_array`.
+    """
+    flat = np.ascontiguousarray(ndarray).reshape(-1)
+    used = flat.view(f"u{flat.itemsize}")[::-1] != 0
+    count = flat.size - int(used.argmax()) if used.any() else 0
+    if count == flat.size:
+        return as_array(ndarray)
+    data = np.asarray(flat[:count], flat.dtype.newbyteorder("<")).tobytes()
+    return Array(dtype_name(flat.dtype), tuple(ndarray.shape), LEADING_STYPE, data)
+
+
+def leading_view(array: Array) -> NDArray:
+    """Return the content of an array of `as_leading_array`, read-only.
+
+    A few bytes may declare a large shape: compare it with what is expected before. `view` does not read such
+    arrays for that reason. Raises `LayoutError` when the bytes do not hold what the array declares.
+    """
+    count, kind = _elements(array), _LEADING_KINDS.get(array.dtype)
+    if kind is None or len(array.data) % kind.itemsize or len(array.data) > count * kind.itemsize:
+        raise LayoutError(
+            f"array of {array.dtype[:32]}{list(array.shape)} without its last zeros holds {len(array.data)} "
+            f"bytes; send whole numbers of {', '.join(_LEADING_KINDS)}, at most as many as its shape has."
+        )
+    content = np.zeros(count, kind)
+    head = np.frombuffer(array.data, kind)
+    content[: len(head)] = head
+    content.flags.writeable = False
+    return content.reshape(array.shape)
 
 
 def view(array: Array) -> NDArray:

@@ -12,7 +12,15 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from turnout.wire.arrays import NDArray, as_array, as_bf16_array, view
+from turnout.wire.arrays import (
+    LEADING_STYPE,
+    NDArray,
+    as_array,
+    as_bf16_array,
+    as_leading_array,
+    leading_view,
+    view,
+)
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
 
@@ -107,17 +115,23 @@ class ParameterLayout:
             out[spec.offset : spec.offset + spec.size] = block.reshape(-1)
         return out
 
-    def record(self, vector: NDArray, buffers: Mapping[str, NDArray] | None = None) -> ArrayRecord:
+    def record(
+        self, vector: NDArray, buffers: Mapping[str, NDArray] | None = None, *, trimmed: bool = False
+    ) -> ArrayRecord:
         """Return an ``ArrayRecord`` of views into ``vector`` (shape (P,)), with ``buffers`` when given.
 
         Tensors whose dtype is the vector's are not copied: do not change ``vector`` while the record is used.
+        ``trimmed`` leaves out the zeros at each tensor's end, which do not travel then.
         """
         if vector.shape != (self.size,):
             raise LayoutError(f"vector has shape {vector.shape}, the layout needs ({self.size},).")
         record = ArrayRecord()
         for spec in self.tensors:
             block = vector[spec.offset : spec.offset + spec.size].reshape(spec.shape)
-            record[spec.name] = _encoded(block, spec.dtype)
+            if trimmed and spec.dtype != "bfloat16":
+                record[spec.name] = as_leading_array(block.astype(spec.dtype, copy=False))
+            else:
+                record[spec.name] = _encoded(block, spec.dtype)
         if buffers is not None:
             for spec in self.buffers:
                 record[spec.name] = _encoded(np.asarray(buffers[spec.name]), spec.dtype)
@@ -150,7 +164,7 @@ class ParameterLayout:
             )
         if array.dtype != spec.dtype:
             raise LayoutError(f"array {spec.name!r} has dtype {array.dtype}, the model needs {spec.dtype}.")
-        content = view(array)
+        content = leading_view(array) if array.stype == LEADING_STYPE else view(array)
         # What an array declares and what its bytes hold are two claims of the sender.
         if dtype_name(content.dtype) != (spec.dtype if spec.dtype != "bfloat16" else "float32"):
             raise LayoutError(f"array {spec.name!r} declares {spec.dtype} but its data is {content.dtype}.")

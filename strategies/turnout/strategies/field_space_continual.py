@@ -47,6 +47,10 @@ class FieldSpaceContinual(FedAvg):
         which is sent as well.
     rounds_per_task
         How long a task lasts, for ``prior = "task"``.
+    moments
+        ``"keep"``: each client goes on with its own moments of Adam, 8 bytes a parameter on its disk; across
+        tasks they damp the first steps of a new one, and earlier tasks are protected better. ``"reset"``:
+        they start anew each round; for clients that come rarely, whose moments would be stale.
     """
 
     merge: Literal["log-odds", "posterior-product", "magnetisation"] = "log-odds"
@@ -56,6 +60,7 @@ class FieldSpaceContinual(FedAvg):
     kl_weight: float = 0.0
     prior: Literal["round", "task"] = "round"
     rounds_per_task: int = 10
+    moments: Literal["reset", "keep"] = "reset"
 
     state_names: ClassVar[tuple[str, ...]] = ("task_prior",)
 
@@ -68,6 +73,7 @@ class FieldSpaceContinual(FedAvg):
         number("kl_weight", self.kl_weight, "a number of at least 0", least=0.0)
         choice("prior", self.prior, ("round", "task"))
         whole_number("rounds_per_task", self.rounds_per_task, 1)
+        choice("moments", self.moments, ("reset", "keep"))
         unused("field-space-continual", "server_lr", self.server_lr, 1.0)
         if self.merge == "posterior-product":
             choice("weighting (the posterior product counts all clients alike)", self.weighting, ("uniform",))
@@ -89,6 +95,8 @@ class FieldSpaceContinual(FedAvg):
         """Send the temperature and, at the beginning of a task, renew the prior."""
         self._beta = self.inverse_temperature(server_round)
         config: dict[str, Any] = {keys.TEMPERATURE: self._beta, keys.KL_WEIGHT: self.kl_weight}
+        if self.moments == "keep":
+            config[keys.KEEP_MOMENTS] = True
         vectors = {}
         if self.prior == "task":
             if (server_round - 1) % self.rounds_per_task == 0:

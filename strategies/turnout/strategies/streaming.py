@@ -209,7 +209,9 @@ class StreamingStrategy(Algorithm, Strategy):
                 content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
                 content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
-                    content[name] = self.layout.record(self.coordinates.record_outside(name, vector))
+                    content[name] = self.layout.record(
+                        self.coordinates.record_outside(name, vector), trimmed=name in self.carried_vectors
+                    )
                 for name, record in instruction.records.items():
                     content[name] = record
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
