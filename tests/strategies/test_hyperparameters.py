@@ -81,6 +81,7 @@ OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
         "mode": ("split",),
         "fitness": ("", "-"),
         "noise": ("uniform",),
+        "fitness_shaping": ("signs", None),
         "base": ("lion",),
         "momentum": (1.0, NAN),
         "clip": (0, INF),
