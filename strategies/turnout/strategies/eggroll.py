@@ -54,7 +54,7 @@ class EGGROLL(StreamingStrategy):
     freeze_1d
         Leave biases and other vectors as they are.
     fitness_shaping
-        ``"none"``, or ``"sign"``: of each difference only the sign counts, and travels as one bit: 20 +
+        None, or ``"sign"``: of each difference only the sign counts, and travels as one bit: 20 +
         ``pairs`` / 8 bytes up. The learning rate is another one, as with ``normalise``.
     normalise
         Divide a round's differences by the root of their mean square.
@@ -81,7 +81,7 @@ class EGGROLL(StreamingStrategy):
     beta2: float = 0.999
     weight_decay: float = 0.0
     freeze_1d: bool = False
-    fitness_shaping: Literal["none", "sign"] = "none"
+    fitness_shaping: Literal["sign"] | None = None
     normalise: bool = False
     clip: float = 10.0
     checksum_every: int = 10
@@ -104,7 +104,7 @@ class EGGROLL(StreamingStrategy):
         for name, allowed in (
             ("mode", ("shared", "disjoint")),
             ("noise", NOISES),
-            ("fitness_shaping", ("none", "sign")),
+            ("fitness_shaping", (None, "sign")),
             ("base", ("sgd", "adam")),
         ):
             choice(name, getattr(self, name), allowed)
@@ -168,7 +168,7 @@ class EGGROLL(StreamingStrategy):
             keys.PAIRS: self.pairs,
             keys.FIRST_PAIR: first,
             keys.FITNESS_METRIC: self.fitness,
-            keys.FITNESS_SHAPING: self.fitness_shaping,
+            keys.FITNESS_SHAPING: self.fitness_shaping or "none",
             keys.CLIP: self.clip,
         }
         return Instruction("eggroll", config, reply="records", extras=(keys.FITNESS,))
