@@ -19,7 +19,6 @@ from turnout.client import client_app
 from turnout.client.node import parse_clients, run_node
 from turnout.tasks import Digits
 
-
 BATCH = 16
 LEARNING_RATE = 0.05
 
