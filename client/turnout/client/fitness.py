@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -39,13 +39,13 @@ def differences(work: LocalRound, replica: Replica, first: int, pairs: int) -> t
     model.train(False)
     x, y = next(iter(work.batches()))
     measure = _measure(work, str(work.config.get(keys.FITNESS_METRIC, "-loss")), y)
-    draws = [replica.source.draw(work.server_round, first + j) for j in range(pairs)]
+    draws = (replica.source.draw(work.server_round, first + j) for j in range(pairs))
     members = Members.of(model.module, replica.source, x)
     sigma = replica.search.sigma
     if members is None:
         chunks: Iterator[Iterable[Any]] = _one_by_one(work, replica, x, draws)
     else:
-        chunks = (outputs.flatten(0, 1) for outputs in members.outputs(x, draws, sigma))
+        chunks = (outputs.flatten(0, 1) for outputs in members.outputs(x, list(draws), sigma))
     fitness, losses = list[float](), list[float]()
     for outputs in chunks:
         values, measured = measure(outputs)
@@ -58,9 +58,12 @@ def differences(work: LocalRound, replica: Replica, first: int, pairs: int) -> t
 
 
 def _one_by_one(
-    work: LocalRound, replica: Replica, x: Tensor, draws: Sequence[PairDraw]
+    work: LocalRound, replica: Replica, x: Tensor, draws: Iterable[PairDraw]
 ) -> Iterator[list[Any]]:
-    """Yield the outputs of each pair, plus and minus, of a model that is written anew for each member."""
+    """Yield the outputs of each pair, plus and minus, of a model that is written anew for each member.
+
+    ``draws`` are taken one at a time: full-rank noise is as large as the model.
+    """
     model = work.model
     pieces = [model.parameters[t.offset : t.offset + t.size].view(t.shape) for t in model.layout.tensors]
     perturbed, inputs = Perturbed(replica.source, pieces), model.inputs(x)
