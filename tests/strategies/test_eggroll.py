@@ -44,7 +44,7 @@ class LinearClient:
         assert self.replica is not None
         first, pairs = config[keys.FIRST_PAIR], config[keys.PAIRS]
         differences = np.array([self.difference(source, search, now, first + j) for j in range(pairs)])
-        signs = config[keys.FITNESS_SHAPING] == "sign"
+        signs = config.get(keys.FITNESS_SHAPING) == "sign"
         if signs:
             differences = np.sign(differences)
         said = Fitness(now, message.metadata.dst_node_id, first, differences, search.digest, signs=signs)

@@ -112,7 +112,7 @@ class Members:
 
     def _linear(self, x: Tensor, step: _Step, draws: Sequence[PairDraw], sigma: float) -> Tensor:
         """Return (pairs, 2, b, out) for ``x`` (pairs, 2, b, in), or (b, in) while all members share it."""
-        base = step.module(x)
+        base: Tensor = step.module(x)
         pairs, examples, shared = len(draws), x.shape[-2], x.dim() == 2
         signs = torch.tensor([sigma, -sigma], dtype=x.dtype, device=x.device).view(2, 1, 1)
         # All terms of a member as one product: (x B, 1) times (A, e)^T.

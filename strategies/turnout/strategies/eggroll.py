@@ -168,9 +168,10 @@ class EGGROLL(StreamingStrategy):
             keys.PAIRS: self.pairs,
             keys.FIRST_PAIR: first,
             keys.FITNESS_METRIC: self.fitness,
-            keys.FITNESS_SHAPING: self.fitness_shaping or "none",
             keys.CLIP: self.clip,
         }
+        if self.fitness_shaping:
+            config[keys.FITNESS_SHAPING] = self.fitness_shaping
         return Instruction("eggroll", config, reply="records", extras=(keys.FITNESS,))
 
     def check(self, reply: Reply) -> None:
