@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eggroll_node import BATCH, LEARNING_RATE, WideDigits
+from eggroll_node import BATCH, WideDigits
 from turnout.client import client_app
 from turnout.server.fleet import CommitCallback, FleetGrid, FleetServer
 from turnout.simulation import LocalGrid
@@ -37,8 +37,8 @@ CLIENTS = 10
 WIDTHS = ((64,), (320, 256), (1000, 950))
 TUNED: dict[str, Any] = {"pairs": 128, "sigma": 1e-3, "server_lr": 6e-5}
 """EGGROLL's settings, for the largest model and with differences divided by their size."""
-LOCAL_STEPS = (1, 10)
-"""Of FedAvg, whose learning rate is that of `eggroll_node`."""
+FEDAVG = {1: 0.6, 10: 0.15}
+"""Local steps of FedAvg, and the learning rate that takes it to `BAND` soonest."""
 BAND = 0.9
 """Accuracy that the largest model is to reach."""
 
@@ -172,13 +172,13 @@ class Accuracy(Callback):
 
 
 def quality(
-    method: str, settings: dict[str, Any], rounds: int, seed: int, local_steps: int = 1
+    method: str, settings: dict[str, Any], rounds: int, seed: int, local_steps: int = 1, lr: float = 0.05
 ) -> dict[str, Any]:
     """Train the largest model in this process; return the rounds and the payload that 0.9 took."""
     task = WideDigits(WIDTHS[-1], seed=seed)
     chosen = strategy(method, settings, seed)
     fedavg = method == "fedavg"
-    app = client_app(task, lr=LEARNING_RATE, local_steps=local_steps, batch_size=BATCH)
+    app = client_app(task, lr=lr, local_steps=local_steps, batch_size=BATCH)
     watch = Accuracy(task, 1 if fedavg else 10, stop=fedavg)
     grid = LocalGrid(app, CLIENTS, executor="serial")
     with suppress(GoodEnough):
@@ -213,7 +213,9 @@ def main() -> None:
     if options.quality:
         rows = [quality("shared", settings, options.quality, options.seed)]
         if not options.quick:
-            rows += [quality("fedavg", settings, options.quality, options.seed, n) for n in LOCAL_STEPS]
+            rows += [
+                quality("fedavg", settings, options.quality, options.seed, *one) for one in FEDAVG.items()
+            ]
     else:
         cases = [("shared", WIDTHS[-1])]
         if not options.quick:

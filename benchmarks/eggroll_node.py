@@ -20,7 +20,6 @@ from turnout.client.node import parse_clients, run_node
 from turnout.tasks import Digits
 
 BATCH = 16
-LEARNING_RATE = 0.05
 
 
 class WideDigits(Digits):
@@ -49,7 +48,7 @@ def main() -> None:
     address, clients, name, widths = sys.argv[1:5]
     torch.set_num_threads(1)
     task = WideDigits(tuple(int(width) for width in widths.split("-")))
-    app = client_app(task, lr=LEARNING_RATE, local_steps=1, batch_size=BATCH)
+    app = client_app(task, lr=0.05, local_steps=1, batch_size=BATCH)
     before = peak()
     run_node(address, app, parse_clients(clients), name=name)
     print(json.dumps({"peak_bytes": peak() - before}))
