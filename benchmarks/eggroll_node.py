@@ -19,6 +19,8 @@ from turnout.client import client_app
 from turnout.client.node import parse_clients, run_node
 from turnout.tasks import Digits
 
+BATCH = 16
+
 
 class WideDigits(Digits):
     """The digits with a perceptron of the given hidden ``widths``."""
@@ -46,7 +48,7 @@ def main() -> None:
     address, clients, name, widths = sys.argv[1:5]
     torch.set_num_threads(1)
     task = WideDigits(tuple(int(width) for width in widths.split("-")))
-    app = client_app(task, lr=0.05, local_steps=1, batch_size=16)
+    app = client_app(task, lr=0.05, local_steps=1, batch_size=BATCH)
     before = peak()
     run_node(address, app, parse_clients(clients), name=name)
     print(json.dumps({"peak_bytes": peak() - before}))

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, RecordDict
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 import turnout.optim
 from turnout.client import client_app
+from turnout.client.members import Members
+from turnout.client.minibatches import generator, minibatches
 from turnout.experiment import load_experiment
 from turnout.simulation import Bernoulli, LocalGrid
 from turnout.simulation.run import simulate
@@ -88,23 +92,56 @@ def test_replicas_are_the_servers_model_to_the_bit(rounds: int) -> None:
     assert len(shared) == 1
 
 
-@pytest.mark.parametrize("base", ["sgd", "adam"])
-def test_one_client_is_centralised_eggroll_to_the_bit(base: Any) -> None:
-    data = task(num_clients=1)
+class OneByOne(Digits):
+    """Digits whose model is none of those that many members can be had of at a time."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(super().model(), nn.Identity())
+
+
+def many_at_a_time(model: nn.Module, strategy: EGGROLL, t: int, x: Any, y: Any) -> np.ndarray:
+    """Return the differences of the pairs of round ``t`` as a client has them of a perceptron."""
+    source = strategy.search.source(strategy.layout)
+    found = Members.of(model, source, x)
+    assert found is not None
+    draws = [source.draw(t, pair) for pair in range(strategy.pairs)]
+    outputs = torch.cat(list(found.outputs(x, draws, strategy.sigma))).flatten(0, 2)
+    losses = cross_entropy(outputs, y.repeat(2 * strategy.pairs), reduction="none")
+    fitness = -losses.view(-1, len(y)).mean(dim=1).detach().numpy().astype(float)
+    return (fitness[::2] - fitness[1::2]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("of", "base"), [(OneByOne, "sgd"), (OneByOne, "adam"), (Digits, "sgd")])
+def test_one_client_is_centralised_eggroll_to_the_bit(of: type[Digits], base: Any) -> None:
+    data = of(num_clients=1, alpha=0.3, seed=2)
     options = {"pairs": 4, "sigma": 0.05, "seed": 9, "momentum": 0.9, "base": base}
-    states = run(EGGROLL(mode="disjoint", server_lr=0.02, noise="gaussian", **options), data, rounds=3)
+    strategy = EGGROLL(mode="disjoint", server_lr=0.02, noise="gaussian", **options)
+    states = run(strategy, data, rounds=3)
     model = data.seeded_model(data.seed)
     optimizer = turnout.optim.EGGROLL(model.named_parameters(), lr=0.02, **options)
-    from turnout.client.minibatches import generator, minibatches
-
     for t in (1, 2, 3):
         x, y = next(
             minibatches(
                 data.client_data(0), lambda t=t: generator(0, 0, t), batch_size=16, steps=None, epochs=1
             )
         )
-        optimizer.step(lambda x=x, y=y: -data.loss(model(x), y))
-        assert b"".join(p.detach().numpy().tobytes() for p in model.parameters()) == states.models[t - 1]
+        if of is OneByOne:
+            optimizer.step(lambda x=x, y=y: -data.loss(model(x), y))
+        else:
+            found = many_at_a_time(model, strategy, t, x, y)
+            optimizer.apply_pairs(range(4), found / (2.0 * 4 * 0.05))
+        mine = np.concatenate([p.detach().numpy().reshape(-1) for p in model.parameters()])
+        assert mine.tobytes() == states.models[t - 1]
+
+
+def test_signs_are_all_that_is_sent() -> None:
+    data = Digits(partition="iid", num_clients=2, seed=2)
+    strategy = make(fitness_shaping="sign", pairs=16, sigma=0.02, server_lr=0.002)
+    before = data.evaluate(data.initial_arrays())["loss"]
+    states = run(strategy, data, rounds=12, batch_size=64)
+    assert states.outcomes() == {"ok"}
+    assert states.reports[-1].diagnostics["rms-difference"] == 1.0
+    assert data.evaluate(strategy.arrays())["loss"] < 0.9 * before
 
 
 def test_a_metric_without_gradient_is_raised() -> None:

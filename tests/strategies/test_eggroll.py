@@ -44,7 +44,10 @@ class LinearClient:
         assert self.replica is not None
         first, pairs = config[keys.FIRST_PAIR], config[keys.PAIRS]
         differences = np.array([self.difference(source, search, now, first + j) for j in range(pairs)])
-        said = Fitness(now, message.metadata.dst_node_id, first, differences, search.digest)
+        signs = config.get(keys.FITNESS_SHAPING) == "sign"
+        if signs:
+            differences = np.sign(differences)
+        said = Fitness(now, message.metadata.dst_node_id, first, differences, search.digest, signs=signs)
         metrics = MetricRecord({keys.NUM_EXAMPLES: self.examples, keys.TRAIN_LOSS: 1.0})
         return reply(
             RecordDict({keys.FITNESS: self.change(said).record(), keys.METRICS: metrics}), to=message
@@ -109,7 +112,7 @@ MODES = pytest.mark.parametrize("mode", ["shared", "disjoint"])
 
 @MODES
 @pytest.mark.parametrize(
-    "options", [{}, {"base": "adam", "normalise": True}, {"rank": None, "momentum": 0.0}], ids=str
+    "options", [{}, {"base": "adam", "normalise": True}, {"rank": None, "fitness_shaping": "sign"}], ids=str
 )
 def test_order_of_arrival_and_the_wire_do_not_matter(mode: str, options: dict[str, Any]) -> None:
     plain = run(make(mode=mode, **options))
@@ -246,6 +249,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "other client": (lambda s: Fitness(s.server_round, 4, 0, s.differences, s.search), "wrong-pairs"),
     "other pairs": (lambda s: Fitness(s.server_round, s.client, 3, s.differences, s.search), "wrong-pairs"),
     "other seed": (lambda s: Fitness(s.server_round, s.client, 0, s.differences, 77), "wrong-pairs"),
+    "signs": (
+        lambda s: Fitness(s.server_round, s.client, 0, np.ones(3), s.search, signs=True),
+        "wrong-pairs",
+    ),
     "both": (lambda s: Fitness(s.server_round, s.client, 0, s.differences, s.search, True), "wrong-pairs"),
 }
 

@@ -82,6 +82,7 @@ OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
         "mode": ("split",),
         "fitness": ("", "-"),
         "noise": ("uniform",),
+        "fitness_shaping": ("signs", ""),
         "base": ("lion",),
         "momentum": (1.0, NAN),
         "clip": (0, INF),

@@ -176,6 +176,12 @@ class TestResume:
         with pytest.raises(CheckpointError, match="of a model"):
             FedStale().start(ScriptedGrid(federation()), other, resume_from=self.checkpoint())
 
+    def test_of_another_version(self) -> None:
+        tree = self.checkpoint()
+        del tree["strategy"]["state"]["stale"]
+        with pytest.raises(CheckpointError, match="holds no 'stale' of FedStale: another version"):
+            FedStale().start(ScriptedGrid(federation()), initial(), resume_from=tree)
+
     def test_of_another_kind_of_memory(self) -> None:
         with pytest.raises(CheckpointError, match="kind 'ram', this run has memory='fp16'"):
             FedStale(memory="fp16").start(

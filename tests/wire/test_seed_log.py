@@ -23,6 +23,16 @@ def test_a_reply_is_20_bytes_and_4_a_pair(pairs: int) -> None:
     assert np.array_equal(read.differences, said.differences)
 
 
+@pytest.mark.parametrize("pairs", [1, 8, 20, 200])
+def test_signs_are_20_bytes_and_a_bit_a_pair(pairs: int) -> None:
+    differences = np.where(np.arange(pairs) % 3 == 0, np.float32(1.0), np.float32(-1.0))
+    record = Fitness(3, 9, 60, differences, 0xABCDEF, signs=True).record()
+    assert encode_reply(RecordDict({"fitness": record}), {}).size == 20 + (pairs + 7) // 8
+    read = Fitness.read(record)
+    assert read.about == (3, 9, 60, pairs, 0xABCDEF, True)
+    assert np.array_equal(read.differences, differences)
+
+
 def test_a_log_is_20_bytes_a_round_and_4_a_pair() -> None:
     entries = [
         LogEntry(4, np.array([0.5, -1.0], np.float32), 3),
@@ -51,6 +61,7 @@ def changed(record: ArrayRecord, **arrays: np.ndarray) -> ArrayRecord:
 
 def test_what_is_no_reply_and_no_log_is_refused() -> None:
     record = Fitness(1, 2, 0, np.ones(3, np.float32), 5).record()
+    signs = Fitness(1, 2, 0, np.ones(3, np.float32), 5, signs=True).record()
     words = np.array([1, 2, 0, 3, 5 << 8], np.uint32)
     for bad in (
         changed(record, differences=np.ones(2, np.float32)),
@@ -60,6 +71,10 @@ def test_what_is_no_reply_and_no_log_is_refused() -> None:
         changed(record, head=words.astype(np.int64)),
         changed(record, head=words + np.uint32(2)),
         changed(record, more=np.ones(1)),
+        changed(signs, signs=np.array([8], np.uint8)),  # A fourth pair.
+        changed(signs, signs=np.zeros(2, np.uint8)),
+        changed(signs, signs=np.ones(1, np.float32)),
+        changed(signs, head=words),
         ArrayRecord(),
     ):
         with pytest.raises(LayoutError):

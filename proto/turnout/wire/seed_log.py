@@ -1,6 +1,7 @@
 """What travels in an EGGROLL federation: fitness differences up, the log of rounds down.
 
 Both are records of two arrays: ``head``, five 32-bit words each, and 32-bit floats: 20 bytes and 4 a pair.
+Differences of which only the sign counts take one bit each.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from turnout.wire.errors import LayoutError
 HEAD_BYTES: Final = 20
 _HEAD: Final = "head"
 _DIFFERENCES: Final = "differences"
+_SIGNS: Final = "signs"
 _WEIGHTS: Final = "weights"
 _WORD: Final = 1 << 32
 _RESYNC: Final = 1
+_SIGNED: Final = 2
 _CHECKED: Final = 1
 
 
@@ -30,6 +33,7 @@ class Fitness:
 
     ``client`` is the lower 32 bits of its id. ``search`` is the digest of the settings it evaluated under
     (24 bits). ``resync``: it has no model that the log fits, and asks for one; then it has no pairs.
+    ``signs``: differences are 1 or -1.
     """
 
     server_round: int
@@ -38,29 +42,46 @@ class Fitness:
     differences: NDArray
     search: int
     resync: bool = False
+    signs: bool = False
+
+    @property
+    def about(self) -> tuple[int, int, int, int, int, bool]:
+        """Return what it answers: round, client, first pair, number of pairs, settings, whether signs."""
+        count = len(self.differences)
+        return self.server_round, self.client, self.first_pair, count, self.search, self.signs
 
     def record(self) -> ArrayRecord:
-        """Return the record to send: 20 + 4 P_k bytes."""
-        flags = self.search << 8 | (_RESYNC if self.resync else 0)
+        """Return the record to send: 20 + 4 P_k bytes, or for signs 20 + P_k / 8."""
+        flags = self.search << 8 | (_RESYNC if self.resync else 0) | (_SIGNED if self.signs else 0)
         words = [self.server_round, self.client % _WORD, self.first_pair, len(self.differences), flags]
         record = ArrayRecord()
         record[_HEAD] = as_array(np.array(words, np.uint32))
-        record[_DIFFERENCES] = as_array(np.asarray(self.differences, np.float32))
+        if self.signs:
+            record[_SIGNS] = as_array(np.packbits(self.differences > 0.0, bitorder="little"))
+        else:
+            record[_DIFFERENCES] = as_array(np.asarray(self.differences, np.float32))
         return record
 
     @classmethod
     def read(cls, record: Mapping[str, Array]) -> Fitness:
         """Return what `record` wrote. Raises `LayoutError` for anything else, NaN excepted."""
-        head, differences = _arrays(record, _HEAD, _DIFFERENCES)
-        if head.shape != (5,) or differences.shape != (int(head[3]),):
+        signs = _SIGNS in record
+        dtype = np.uint8 if signs else np.float32
+        head, numbers = _arrays(record, _HEAD, _SIGNS if signs else _DIFFERENCES, dtype)
+        if head.shape != (5,) or numbers.shape != (-(-int(head[3]) // 8) if signs else int(head[3]),):
             raise LayoutError(
                 f"a fitness reply needs a head of 5 words and as many differences as it says, got "
-                f"{list(head.shape)} and {list(differences.shape)}."
+                f"{list(head.shape)} and {list(numbers.shape)}."
             )
-        server_round, client, first, _, flags = head.tolist()
-        if flags & 0xFF & ~_RESYNC:
-            raise LayoutError(f"a fitness reply has unknown flags {flags & 0xFF:#x}.")
-        return cls(server_round, client, first, differences, flags >> 8, bool(flags & _RESYNC))
+        server_round, client, first, count, flags = head.tolist()
+        if flags & 0xFF & ~_RESYNC != (_SIGNED if signs else 0):
+            raise LayoutError(f"a fitness reply has flags {flags & 0xFF:#x}, which do not fit its arrays.")
+        if signs:
+            bits = np.unpackbits(numbers, bitorder="little")
+            if bits[count:].any():
+                raise LayoutError(f"a fitness reply has signs beyond its {count} pairs.")
+            numbers = np.where(bits[:count], np.float32(1.0), np.float32(-1.0))
+        return cls(server_round, client, first, numbers, flags >> 8, bool(flags & _RESYNC), signs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +140,17 @@ def _words(entry: LogEntry) -> tuple[int, int, int, int, int]:
     )
 
 
-def _arrays(record: Mapping[str, Array], head: str, numbers: str) -> tuple[NDArray, NDArray]:
+def _arrays(
+    record: Mapping[str, Array], head: str, numbers: str, dtype: type[np.generic] = np.float32
+) -> tuple[NDArray, NDArray]:
     if set(record) != {head, numbers}:
         raise LayoutError(
             f"the record must have the arrays {head!r} and {numbers!r}, got {sorted(record)[:4]}."
         )
     words, values = view(record[head]), view(record[numbers])
-    if words.dtype != np.uint32 or values.dtype != np.float32 or values.ndim != 1:
+    if words.dtype != np.uint32 or values.dtype != dtype or values.ndim != 1:
         raise LayoutError(
-            f"{head!r} must be uint32 and {numbers!r} a float32 vector, got {words.dtype} and {values.dtype}."
+            f"{head!r} must be uint32 and {numbers!r} a {np.dtype(dtype)} vector, got {words.dtype} and "
+            f"{values.dtype}."
         )
     return words, values

@@ -211,6 +211,12 @@ class Algorithm(ABC):
             raise CheckpointError(
                 f"checkpoint holds a model of {tree['x'].size} parameters, this run's has {self.x.size}."
             )
+        missing = [name for name in self.state_names if name not in tree["state"]]
+        if missing:
+            raise CheckpointError(
+                f"checkpoint holds no {missing[0]!r} of {tree['strategy']}: another version of it wrote the "
+                "checkpoint; resume with that version, or start anew."
+            )
         self.x = np.array(tree["x"])
         self.clients.load_state_dict(tree["clients"])
         for name in self.state_names:

@@ -37,7 +37,7 @@ def number(
         raise ConfigError(f"{field} must be {allowed}, got {value!r}.")
 
 
-def choice(field: str, value: Any, allowed: Collection[str]) -> None:
+def choice(field: str, value: Any, allowed: Collection[str | None]) -> None:
     """Refuse what is not one of the words ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"{field} must be {' or '.join(map(repr, allowed))}, got {value!r}.")

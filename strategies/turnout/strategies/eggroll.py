@@ -17,13 +17,13 @@ import numpy as np
 
 from turnout.strategies.checks import choice, number, unused, whole_number
 from turnout.strategies.pair_scores import PairScores
+from turnout.strategies.replicas import Replicas
 from turnout.strategies.rounds import Instruction, Reply
 from turnout.strategies.streaming import StreamingStrategy
-from turnout.strategies.update_log import HeldRounds, UpdateLog
 from turnout.wire import ConfigError, LayoutError, ReplyRejected, keys, register
 from turnout.wire.perturbation import NOISES, NoiseName, on_grid
-from turnout.wire.replica import MOMENTS, Base, Replica, Search
-from turnout.wire.seed_log import Fitness, LogEntry
+from turnout.wire.replica import Base, Replica, Search
+from turnout.wire.seed_log import Fitness
 
 
 @register("eggroll", "strategy", "2511.16652")
@@ -53,6 +53,9 @@ class EGGROLL(StreamingStrategy):
         receives its moments. ``weight_decay`` is decoupled.
     freeze_1d
         Leave biases and other vectors as they are.
+    fitness_shaping
+        None, or ``"sign"``: of each difference only the sign counts, and travels as one bit: 20 +
+        ``pairs`` / 8 bytes up. The learning rate is another one, as with ``normalise``.
     normalise
         Divide a round's differences by the root of their mean square.
     clip
@@ -78,12 +81,13 @@ class EGGROLL(StreamingStrategy):
     beta2: float = 0.999
     weight_decay: float = 0.0
     freeze_1d: bool = False
+    fitness_shaping: Literal["sign"] | None = None
     normalise: bool = False
     clip: float = 10.0
     checksum_every: int = 10
     known_start: bool = True
 
-    state_names: ClassVar[tuple[str, ...]] = ("moments", "steps", "start_checksum", "log", "held")
+    state_names: ClassVar[tuple[str, ...]] = ("moments", "steps", "replicas")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +104,7 @@ class EGGROLL(StreamingStrategy):
         for name, allowed in (
             ("mode", ("shared", "disjoint")),
             ("noise", NOISES),
+            ("fitness_shaping", (None, "sign")),
             ("base", ("sgd", "adam")),
         ):
             choice(name, getattr(self, name), allowed)
@@ -109,18 +114,13 @@ class EGGROLL(StreamingStrategy):
     @property
     def search(self) -> Search:
         """What clients need to know of these settings."""
+        same = ("base", "beta1", "beta2", "weight_decay", "seed", "sigma", "noise", "freeze_1d")
+        momentum = self.momentum if self.base == "sgd" else 0.0
         return Search(
             lr=self.server_lr,
-            base=self.base,
-            momentum=self.momentum if self.base == "sgd" else 0.0,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            sigma=self.sigma,
             rank=self.rank or 0,
-            noise=self.noise,
-            freeze_1d=self.freeze_1d,
+            momentum=momentum,
+            **{name: getattr(self, name) for name in same},
         )
 
     @property
@@ -133,25 +133,20 @@ class EGGROLL(StreamingStrategy):
         search = self.search
         replica = Replica.begin(search, search.source(self.layout), self.x)
         self.moments: Any = np.stack(replica.moments) if replica.moments else np.empty((0, self.x.size))
-        self.steps, self.start_checksum = 0, replica.checksum()
+        self.steps = 0
         self._source, self._search = replica.source, search
-        self.log = UpdateLog((1 + search.num_moments) * self.x.nbytes)
-        self.held, self._ours = HeldRounds(), self.x
+        self.replicas = Replicas(replica, known_start=self.known_start)
 
     def load_state_dict(self, tree: Mapping[str, Any]) -> None:
         """Continue from a tree of `state_dict`."""
         super().load_state_dict(tree)
-        self._ours = self.x
+        self.replicas.adopt(self.x)
 
     def begin_round(self, server_round: int, registered: Iterable[int]) -> None:
-        """Open a round; a model that somebody else put in place is one that no client holds."""
+        """Open a round."""
         super().begin_round(server_round, registered)
-        if self.x is not self._ours:
-            self.log.clear()
-            self.held.rounds.clear()
-            self._ours = self.x
-        self._round = server_round
-        self._scores, self._checkpoints = PairScores(), 0
+        self.replicas.begin_round(self.x)
+        self._round, self._scores = server_round, PairScores()
 
     def select(self, server_round: int, available: Sequence[int]) -> dict[int, Instruction]:
         """Give everyone its pairs, and what its replica lacks: the rounds since, or the model if smaller."""
@@ -160,17 +155,14 @@ class EGGROLL(StreamingStrategy):
         cohort = {}
         for position, node in enumerate(sorted(available)):
             first = self.pairs * position if self.mode == "disjoint" else 0
-            unknown = 1 if self.known_start else None
-            held = self.held.rounds.get(self.clients.row_of_node(node), unknown)
-            if held is not None and self.log.since(held, server_round) is None:
-                held = None
-            if (held, first) not in same:
-                same[held, first] = self._instruction(server_round, held, first)
-            self._checkpoints += held is None
-            cohort[node] = same[held, first]
+            since = self.replicas.known_since(self.clients.row_of_node(node), server_round)
+            if (since, first) not in same:
+                told = same[since, first] = self._instruction(first)
+                self.replicas.bring(told, since, server_round, self.moments)
+            cohort[node] = same[since, first]
         return cohort
 
-    def _instruction(self, server_round: int, held: int | None, first: int) -> Instruction:
+    def _instruction(self, first: int) -> Instruction:
         config = {
             **self._search.to_config(),
             keys.PAIRS: self.pairs,
@@ -178,16 +170,9 @@ class EGGROLL(StreamingStrategy):
             keys.FITNESS_METRIC: self.fitness,
             keys.CLIP: self.clip,
         }
-        told = Instruction("eggroll", config, reply="records", extras=(keys.FITNESS,), model=held is None)
-        if held is None:
-            told.vectors = dict(zip(MOMENTS, self.moments, strict=False))
-        else:
-            log = self.log.since(held, server_round)
-            assert log is not None
-            told.records[keys.SEED_LOG] = log
-            if held == 1:
-                config[keys.START_CHECKSUM] = self.start_checksum
-        return told
+        if self.fitness_shaping:
+            config[keys.FITNESS_SHAPING] = self.fitness_shaping
+        return Instruction("eggroll", config, reply="records", extras=(keys.FITNESS,))
 
     def check(self, reply: Reply) -> None:
         """Refuse what does not answer the pairs that were asked for, or is not finite."""
@@ -198,12 +183,13 @@ class EGGROLL(StreamingStrategy):
         assert reply.told is not None
         first, count = reply.told.config[keys.FIRST_PAIR], 0 if said.resync else self.pairs
         client = self.clients.key(reply.client) % 2**32
-        got = (said.server_round, said.client, said.first_pair, len(said.differences), said.search)
-        wanted = (self._round, client, first, count, self._search.digest)
-        if got != wanted:
+        signs = self.fitness_shaping == "sign" and not said.resync
+        wanted = (self._round, client, first, count, self._search.digest, signs)
+        if said.about != wanted:
             raise ReplyRejected(
                 "wrong-pairs",
-                f"the reply is about (round, client, first pair, pairs, settings) {got}, asked was {wanted}.",
+                "the reply is about (round, client, first pair, pairs, settings, signs) "
+                f"{said.about}, asked was {wanted}.",
             )
         if not np.isfinite(said.differences).all():
             raise ReplyRejected("non-finite", "a fitness difference is NaN or infinite.")
@@ -211,7 +197,7 @@ class EGGROLL(StreamingStrategy):
     def fold(self, reply: Reply) -> float:
         """Keep the client's differences, to be weighed when all are in; a client without a model has none."""
         said = Fitness.read(reply.records[keys.FITNESS])
-        self.held.rounds[reply.client] = 0 if said.resync else self._round
+        self.replicas.answered(reply.client, self._round, resync=said.resync)
         if said.resync:
             return 0.0
         weight = self.alpha(reply)
@@ -235,10 +221,8 @@ class EGGROLL(StreamingStrategy):
             after, weights = before, weights[:0]
         if after.moments:
             self.moments = np.stack(after.moments)
-        self.steps, self._ours = after.steps, after.theta
-        checked = server_round % self.checksum_every == 0
-        checksum = after.checksum() if checked else None
-        self.log.append(LogEntry(server_round, weights, after.steps, checksum))
+        self.steps = after.steps
+        self.replicas.moved(server_round, weights, after, checked=server_round % self.checksum_every == 0)
         return after.theta
 
     def diagnostics(self) -> dict[str, float]:
@@ -246,6 +230,6 @@ class EGGROLL(StreamingStrategy):
         return {
             "rms-difference": self._scores.rms,
             "peak-difference": self._scores.largest(),
-            "checkpoints-sent": float(self._checkpoints),
-            "seed-log-bytes": float(self.log.nbytes),
+            "checkpoints-sent": float(self.replicas.models_sent),
+            "seed-log-bytes": float(self.replicas.nbytes),
         }

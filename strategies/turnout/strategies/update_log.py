@@ -78,20 +78,5 @@ class UpdateLog:
             self.append(LogEntry(server_round, piece, steps, None if checksum < 0 else checksum))
 
 
-class HeldRounds:
-    """Per client row, the round at whose start its replica stands; rows that hold none are left out."""
-
-    def __init__(self) -> None:
-        self.rounds: dict[int, int] = {}
-
-    def state_dict(self) -> dict[str, NDArray]:
-        """Return rows and rounds as two arrays."""
-        return {"rows": _whole(list(self.rounds)), "rounds": _whole(list(self.rounds.values()))}
-
-    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
-        """Replace all with those of `state_dict`."""
-        self.rounds = dict(zip(tree["rows"].tolist(), tree["rounds"].tolist(), strict=True))
-
-
 def _whole(values: list[int]) -> NDArray:
     return np.array(values, np.int64)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord
 
+from turnout.client.fitness import differences
 from turnout.client.flat_model import FlatModel
 from turnout.client.work import Outcome
-from turnout.optim.perturbed import Perturbed
 from turnout.tasks.task import Vector
 from turnout.tasks.validation import check_count
 from turnout.wire import keys
-from turnout.wire.errors import ConfigError, LayoutError, unknown_name
+from turnout.wire.errors import ConfigError, LayoutError
 from turnout.wire.registry import register
 from turnout.wire.replica import MOMENTS, Replica, Search
 from turnout.wire.seed_log import Fitness, LogEntry, read_log
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from turnout.client.local_round import LocalRound
 
 _THETA: Final = "theta"
-_LOSS: Final = "loss"
 # Replayed rounds that a process remembers, for the other clients that it works for.
 _KEPT_ROUNDS: Final = 4
 
@@ -37,10 +34,9 @@ _KEPT_ROUNDS: Final = 4
 def eggroll(work: LocalRound) -> Outcome:
     """Bring the replica up to date and reply ``d_j = F_j+ - F_j-`` of the pairs asked for, as "fitness".
 
-    All members see the round's first minibatch, in evaluation mode (no dropout). The replica comes from the
-    request's model, or from what the client kept, or from the task's initial model, and the rounds in the
-    request's log. A client that cannot follow the log, or does not arrive at the server's checksum, says so
-    in its reply.
+    The replica comes from the request's model, or from what the client kept, or from the task's initial
+    model, and the rounds in the request's log. A client that cannot follow the log, or does not arrive at the
+    server's checksum, says so in its reply.
     """
     search = Search.from_config(work.config)
     first, pairs = _count(work, keys.FIRST_PAIR, 0), _count(work, keys.PAIRS, 1)
@@ -52,8 +48,11 @@ def eggroll(work: LocalRound) -> Outcome:
         return Outcome({}, math.nan, records={keys.FITNESS: answer.record()})
     names = (_THETA, *MOMENTS)
     work.state.save(dict(zip(names, (replica.theta, *replica.moments), strict=False)))
-    differences, loss = _differences(work, replica, first, pairs)
-    answer = Fitness(work.server_round, work.client, first, differences, search.digest)
+    found, loss = differences(work, replica, first, pairs)
+    signs = work.config.get(keys.FITNESS_SHAPING) == "sign"
+    if signs:  # A draw is given to the plus member: noise is symmetric, so that this has no direction.
+        found = np.where(found >= 0.0, np.float32(1.0), np.float32(-1.0))
+    answer = Fitness(work.server_round, work.client, first, found, search.digest, signs=signs)
     return Outcome({}, loss, records={keys.FITNESS: answer.record()})
 
 
@@ -150,49 +149,6 @@ class _Memory:
         after = before.moved(entry.server_round, entry.weights)
         self._moves.append(_Move(replace(entry, weights=entry.weights.copy()), before, after))
         return after
-
-
-def _differences(work: LocalRound, replica: Replica, first: int, pairs: int) -> tuple[Vector, float]:
-    """Return the pairs' fitness differences, finite and clipped, and the members' mean loss."""
-    model, search = work.model, replica.search
-    clip = work.number(keys.CLIP, positive=True)
-    model.load_vector(replica.theta)
-    model.train(False)
-    measure = _measure(work, str(work.config.get(keys.FITNESS_METRIC, "-loss")))
-    pieces = [model.parameters[t.offset : t.offset + t.size].view(t.shape) for t in model.layout.tensors]
-    perturbed = Perturbed(replica.source, pieces)
-    differences, losses = np.empty(pairs, np.float32), []
-    for j in range(pairs):
-        draws = replica.source.draw(work.server_round, first + j)
-        fitness = []
-        for scale in (search.sigma, -search.sigma):
-            perturbed.write(draws, scale)
-            value, loss = measure()
-            fitness.append(value)
-            losses.append(loss)
-        difference = fitness[0] - fitness[1]
-        differences[j] = min(max(difference, -clip), clip) if math.isfinite(difference) else 0.0
-    return differences, float(np.mean(losses))
-
-
-def _measure(work: LocalRound, fitness: str) -> Callable[[], tuple[float, float]]:
-    """Return what measures the present model on the round's minibatch: its fitness and its loss."""
-    name, sign = fitness.removeprefix("-"), -1.0 if fitness.startswith("-") else 1.0
-    x, y = next(iter(work.batches()))
-    task, model, inputs = work.task, work.model, work.model.inputs(x)
-
-    def measure() -> tuple[float, float]:
-        with torch.no_grad():
-            output = model.module(inputs)
-            if name == _LOSS:
-                loss = float(task.loss(output, y))
-                return sign * loss, loss
-            metrics = task.metrics(output, y)
-        if name not in metrics:
-            raise unknown_name(f"fitness: metric of task {task.name!r}", name, metrics)
-        return sign * metrics[name], metrics[_LOSS]
-
-    return measure
 
 
 def _count(work: LocalRound, key: str, low: int) -> int:
