@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adapter_rows import ROWS, SIDES, Row, ids
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from turnout.client import FlatModel, client_app
@@ -190,7 +190,7 @@ def test_clients_that_start_again_have_the_state_on_their_disk_or_are_sent_it_ag
         trainer.__setstate__(trainer.__getstate__())  # As a new process: nothing in memory.
         if server_round == 2:
             for node in range(3):
-                clients.context(node).state.clear()  # And one without its disk.
+                clients.states.put(node, RecordDict())  # And one without its disk.
 
     made.strategy.start(wire, made.task.initial_arrays(), num_rounds=4, evaluate_fn=restart)
     assert outcomes == [set(), {"ok"}, {"ok"}, {"failed"}, {"ok"}]

@@ -28,11 +28,11 @@ FENCE = REPOSITORY / "proto/turnout/wire/flower.py"
 ALLOWED = {
     "wire": {"wire", "v1"},
     "strategies": {"strategies", "allocation", "wire"},
-    "client": {"client", "optim", "peft", "tasks", "wire", "v1"},
+    "client": {"client", "allocation", "optim", "peft", "tasks", "wire", "v1"},
     "optim": {"optim", "tasks", "wire"},
     "peft": {"peft", "allocation", "tasks", "wire"},
     "allocation": {"allocation", "wire"},
-    "tasks": {"optim", "tasks", "wire"},
+    "tasks": {"allocation", "optim", "tasks", "wire"},
     "server": {"server", "strategies", "wire", "v1"},
     "dashboard": {"dashboard", "server", "strategies", "wire"},
 }
