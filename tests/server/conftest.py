@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from turnout.server import RunDescription, RunStore
 from turnout.strategies import ClientReport, RoundReport
 from turnout.wire import ParameterLayout, as_array
+
+sys.path[:0] = [str(Path(__file__).parent)]  # For `stopping`.
 
 
 class CountingStrategy:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from stopping import Stop, StopAfter
 
 from turnout.server import RunDescription, RunRecorder, RunStore, model_sha256
 from turnout.server import recorder as recorder_module
@@ -50,19 +51,6 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(
         RecordDict({keys.METRICS: MetricRecord({"num-examples": 1, "known": known})}), reply_to=message
     )
-
-
-class Stop(Exception):  # noqa: N818 - what the test ends a run with
-    pass
-
-
-class StopAfter(Callback):
-    def __init__(self, server_round: int) -> None:
-        self.server_round = server_round
-
-    def on_round_end(self, report: RoundReport) -> None:
-        if report.server_round == self.server_round:
-            raise Stop
 
 
 def make_grid(**options: Any) -> LocalGrid:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from stopping import Stop, StopAfter
 
 from turnout.server import RunDescription, RunRecorder, RunStore, model_sha256
 from turnout.server.database import sqlite_path
@@ -35,19 +36,6 @@ def train(message: Message, context: Context) -> Message:
     )
     content[keys.METRICS] = MetricRecord({"num-examples": client + 1, "client-id": client})
     return Message(content, reply_to=message)
-
-
-class Stop(Exception):  # noqa: N818 - what the test ends a run with
-    pass
-
-
-class StopAfter(Callback):
-    def __init__(self, server_round: int) -> None:
-        self.server_round = server_round
-
-    def on_round_end(self, report: RoundReport) -> None:
-        if report.server_round == self.server_round:
-            raise Stop
 
 
 def start(strategy: StreamingStrategy, *callbacks: Callback, resume: Any = None, rounds: int = ROUNDS) -> str:

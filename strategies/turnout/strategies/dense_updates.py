@@ -9,7 +9,7 @@ clients receive are factors of its best approximation of rank r (the truncated S
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -89,27 +89,13 @@ class DenseUpdates(Coordinates):
 
     def inside(self, vector: NDArray) -> NDArray:
         """Return the dense updates of the factors."""
-        made = np.empty(self._size, vector.dtype)
-        for block in self._blocks:
-            made[block.inner] = (
-                (self._scale * self.product(block.of(vector))).reshape(-1)
-                if block.shapes
-                else vector[block.parts[0]]
-            )
-        return made
+        return self._inward(vector, lambda block: self.product(block.of(vector)))
 
     def outside(self, vector: NDArray) -> NDArray:
         """Return factors of the best approximation of rank r, near the last ones that were sent."""
         if np.array_equal(vector, self._model):
             return self._factors
-        made = np.empty_like(self._frame)
-        for block in self._blocks:
-            if not block.shapes:
-                made[block.parts[0]] = vector[block.inner]
-                continue
-            before = _doubles(block.of(self._frame))
-            _put(made, block, self.factorised(self._dense(block, vector, before), before))
-        return made
+        return self._outward(vector, lambda before, dense: self.factorised(dense, before))
 
     def project(self, vector: NDArray) -> NDArray:
         """Return the best approximation of rank r of every layer."""
@@ -121,25 +107,11 @@ class DenseUpdates(Coordinates):
 
     def gradient_inside(self, vector: NDArray) -> NDArray:
         """Return the direction in which a gradient of the factors moves the dense updates."""
-        made = np.empty(self._size, vector.dtype)
-        for block in self._blocks:
-            made[block.inner] = (
-                (self._scale * self.motion(block.of(self._frame), block.of(vector))).reshape(-1)
-                if block.shapes
-                else vector[block.parts[0]]
-            )
-        return made
+        return self._inward(vector, lambda block: self.motion(block.of(self._frame), block.of(vector)))
 
     def gradient_outside(self, vector: NDArray) -> NDArray:
         """Return the smallest factors' gradient that moves the update as near to ``vector`` as they can."""
-        made = np.empty_like(self._frame)
-        for block in self._blocks:
-            if not block.shapes:
-                made[block.parts[0]] = vector[block.inner]
-                continue
-            factors = _doubles(block.of(self._frame))
-            _put(made, block, self.gradient(factors, self._dense(block, vector, factors)))
-        return made
+        return self._outward(vector, self.gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the factors that were sent last, and those of the model."""
@@ -154,6 +126,29 @@ class DenseUpdates(Coordinates):
                 )
         self._frame = np.array(tree["frame"])
         self._keep(np.array(tree["factors"]))
+
+    def _inward(self, vector: NDArray, product: Callable[[_Block], NDArray]) -> NDArray:
+        """Return the strategy's vector of a travelling one: ``product`` of layers, the rest as it is."""
+        made = np.empty(self._size, vector.dtype)
+        for block in self._blocks:
+            made[block.inner] = (
+                (self._scale * product(block)).reshape(-1) if block.shapes else vector[block.parts[0]]
+            )
+        return made
+
+    def _outward(self, vector: NDArray, factors: Callable[[Factors, NDArray], Factors]) -> NDArray:
+        """Return the travelling vector of the strategy's: ``factors`` by the last ones and what is dense."""
+        made = np.empty_like(self._frame)
+        for block in self._blocks:
+            if not block.shapes:
+                made[block.parts[0]] = vector[block.inner]
+                continue
+            before = _doubles(block.of(self._frame))
+            for part, factor in zip(
+                block.parts, factors(before, self._dense(block, vector, before)), strict=True
+            ):
+                made[part] = factor.reshape(-1)
+        return made
 
     def _dense(self, block: _Block, vector: NDArray, factors: Factors) -> NDArray:
         """Return the block's update in ``vector`` without the scale, in float64."""
@@ -191,8 +186,3 @@ def _after(start: int, size: int) -> slice:
 
 def _doubles(factors: Factors) -> Factors:
     return tuple(factor.astype(np.float64) for factor in factors)
-
-
-def _put(made: NDArray, block: _Block, factors: Factors) -> None:
-    for part, factor in zip(block.parts, factors, strict=True):
-        made[part] = factor.reshape(-1)
