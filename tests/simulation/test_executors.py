@@ -21,6 +21,7 @@ import turnout.strategies  # noqa: F401 - registers the strategies
 from turnout.client import client_app
 from turnout.client.mods import noisy_link
 from turnout.simulation import Bernoulli, LocalGrid
+from turnout.simulation.workers import pool
 from turnout.strategies import FedAvg, RoundReport, Scaffold, StreamingStrategy
 from turnout.strategies.rounds import Callback
 from turnout.tasks.digits import Digits
@@ -212,6 +213,21 @@ def test_a_worker_that_dies_is_replaced() -> None:
     assert any("was ended by SIGKILL" in report.reason for report in strategy.reports) or 5 not in {
         row[0] for row in books[-1]
     }
+
+
+@pytest.mark.parametrize("executor", ["processes", "batched"])
+def test_workers_that_do_not_start_are_done_without(
+    executor: str, task: Digits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serial, other = make_strategy("scaffold"), make_strategy("scaffold")
+    run(serial, make_grid(task, "serial"), task)
+    monkeypatch.setattr(pool, "_START_SECONDS", 0.05)
+    monkeypatch.setattr(pool, "_serve", lambda *_: time.sleep(60))
+    grid = make_grid(task, executor)
+    run(other, grid, task)
+    np.testing.assert_allclose(other.x, serial.x, rtol=0, atol=1e-6 if executor == "batched" else 0)
+    assert "worker process 0 did not start in 3 attempts" in caplog.text
+    assert grid.executor.startswith("this process alone")
 
 
 def test_shared_memory_does_not_grow_with_rounds(task: Digits) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Read when gRPC is imported. Its handlers start threads in a forked child, which hang there or end it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from turnout.wire.arrays import NDArray, as_array, as_bf16_array, as_sign_array, view
 from turnout.wire.checkpoint import load_checkpoint, save_checkpoint
 from turnout.wire.digests import shared_digest

@@ -148,6 +148,7 @@ class LocalGrid(LocalRunGrid):
             raise ConfigError(f"server_round is {server_round}, but rounds are counted from 1.")
         self._advances_itself = False
         self._round = server_round
+        self._start_executor()
 
     def registered_ids(self) -> range:
         """Return the node ids of all clients, present or not."""
@@ -158,6 +159,12 @@ class LocalGrid(LocalRunGrid):
         if self._advances_itself:
             self._skip_empty_rounds()
         return list(self._present())
+
+    def _start_executor(self) -> None:
+        executor = self._executor.started()
+        if executor is not self._executor:
+            self.executor = f"this process alone (instead of {self.executor}: they did not start)"
+            self._executor = executor
 
     def _present(self) -> dict[int, None]:
         """Return the clients of the current round, ascending; a dict because membership is asked for."""
@@ -236,6 +243,7 @@ class LocalGrid(LocalRunGrid):
         return list(replies) if self._buffer_replies else replies
 
     def _exchange(self, requests: list[Message], timeout: float | None) -> Generator[Message, None, None]:
+        self._start_executor()
         self._executor.trim_states()
         server_round, here = self._round, self._present()
         trains = any(_is_training(message) for message in requests)

@@ -17,6 +17,10 @@ class Executor(ABC):
     def __init__(self, clients: LocalClients) -> None:
         self.clients = clients
 
+    def started(self) -> Executor:
+        """Return who runs the clients from now on: this executor, ready to, or another if it cannot."""
+        return self
+
     @abstractmethod
     def run(
         self, requests: Iterable[Message], *, server_round: int, deadline: float | None, ordered: bool

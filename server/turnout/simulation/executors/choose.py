@@ -73,7 +73,8 @@ def _serial(clients: LocalClients, size: int) -> Executor:
 
 def _processes(clients: LocalClients, size: int) -> Executor:
     trainer = bare_trainer(clients)
-    return ProcessesExecutor(clients, size, None if trainer is None else CohortTrainer(clients, trainer))
+    cohorts = None if trainer is None else CohortTrainer(clients, trainer)
+    return ProcessesExecutor(clients, size, cohorts, instead=SerialExecutor(clients))
 
 
 def _batched(clients: LocalClients, size: int) -> Executor:
@@ -84,9 +85,10 @@ def _batched(clients: LocalClients, size: int) -> Executor:
             "executor='processes' for other apps."
         )
     batched = BatchedCohortTrainer(clients, trainer)
+    here = BatchedExecutor(clients, batched)
     if size == 1 or not can_fork() or batched.batched.device.type != "cpu":
-        return BatchedExecutor(clients, batched)
-    return ProcessesExecutor(clients, size, batched)
+        return here
+    return ProcessesExecutor(clients, size, batched, instead=here)
 
 
 EXECUTORS: Final[dict[str, Callable[[LocalClients, int], Executor]]] = {

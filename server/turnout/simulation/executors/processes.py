@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -15,11 +16,13 @@ from turnout.simulation.cohort_trainer import CLIENT_RAISED, CohortTrainer, Part
 from turnout.simulation.executors.base import Executor
 from turnout.simulation.workers.handler import WorkerHandler, describe_part
 from turnout.simulation.workers.parcels import Entry, entries
-from turnout.simulation.workers.pool import Answer, Job, WorkerPool
+from turnout.simulation.workers.pool import Answer, Job, WorkerPool, WorkersDoNotStartError
 from turnout.simulation.workers.states import SharedStates
 from turnout.strategies.cohort import Batch, Cohort
 from turnout.wire import ReplyRejected
 from turnout.wire.flower import CLIENT_APP_RAISED, error_reply, reply, stamp
+
+log = logging.getLogger("turnout.simulation")
 
 # Room for replies that one job may take in shared memory, and the most clients in one job.
 _JOB_BYTES: Final = 16 << 20
@@ -31,13 +34,16 @@ class ProcessesExecutor(Executor):
 
     What the processes inherit (data, tasks, apps, closures) is not copied. Client states live with the
     parent, so that any worker may serve any client. ``trainer`` is None when clients can only be reached
-    by messages.
+    by messages. ``instead`` runs the clients where no process can be forked, with the same results.
     """
 
-    def __init__(self, clients: LocalClients, workers: int, trainer: CohortTrainer | None) -> None:
+    def __init__(
+        self, clients: LocalClients, workers: int, trainer: CohortTrainer | None, instead: Executor
+    ) -> None:
         super().__init__(clients)
         self.workers = workers
         self.trainer = trainer
+        self._instead = instead
         self._pool = WorkerPool(workers, lambda parcels: WorkerHandler(parcels, clients, trainer))
         self._states = SharedStates(clients.states, self._pool)
         self._numbers = itertools.count(1)
@@ -46,6 +52,19 @@ class ProcessesExecutor(Executor):
     def trains_cohorts(self) -> bool:
         """Whether the clients' app can be driven without messages."""
         return self.trainer is not None
+
+    def started(self) -> Executor:
+        """Fork the workers; hand over to another executor, and say so, if they do not start."""
+        try:
+            self._pool.start()
+        except WorkersDoNotStartError as failure:
+            log.warning(
+                "%s, as happens beside busy threads of other libraries (for gRPC, import turnout first); the "
+                "clients run in this process alone, with the same results",
+                failure,
+            )
+            return self._instead
+        return self
 
     def run(
         self, requests: Iterable[Message], *, server_round: int, deadline: float | None, ordered: bool

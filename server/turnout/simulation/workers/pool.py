@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 # A second job waits at each worker, so that it never waits for the folding.
 _QUEUED: Final = 2
 _MOST_DEATHS: Final = 5
+_MOST_STARTS: Final = 3
 _START_SECONDS: Final = 10.0
 _INLINE_BYTES: Final = 32 << 10
 
@@ -40,6 +41,10 @@ Handler = Callable[[dict[str, Any]], Answer]
 def can_fork() -> bool:
     """Return whether this system has ``fork`` and anonymous files in memory, that is, is Linux."""
     return hasattr(os, "memfd_create") and hasattr(os, "fork")
+
+
+class WorkersDoNotStartError(RuntimeError):
+    """No worker could be forked here: what other threads of this process do makes its children hang."""
 
 
 class Job(ABC):
@@ -93,6 +98,22 @@ class WorkerPool:
         self._deaths = 0
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
+    def start(self) -> None:
+        """Fork the workers that there should be.
+
+        Raises `WorkersDoNotStartError` if one hangs at its start every time; none of them is left then.
+        """
+        if self._workers:
+            return
+        try:
+            for number in range(self.size):
+                self._workers.append(self._fork(number))
+        except WorkersDoNotStartError:
+            _end(self._workers)
+            self._workers.clear()
+            raise
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._heaps)
+
     # Jobs.
 
     def run(
@@ -103,7 +124,7 @@ class WorkerPool:
         What completes after ``deadline`` (on `time.monotonic`'s clock), or after the generator was closed, is
         taken in but not yielded.
         """
-        self._start()
+        self.start()
         source = iter(jobs)
         window: dict[Job, list[Any]] = {}  # In order; a done job holds its result.
         try:
@@ -200,16 +221,9 @@ class WorkerPool:
 
     # Processes.
 
-    def _start(self) -> None:
-        if self._workers:
-            return
-        for number in range(self.size):
-            self._workers.append(self._fork(number))
-        self._finalizer = weakref.finalize(self, _stop, self._workers, self._heaps)
-
     def _fork(self, number: int) -> _Worker:
         """Start a worker, and again if it hangs: a library's lock that another thread held stays locked."""
-        for _ in range(_MOST_DEATHS):
+        for _ in range(_MOST_STARTS):
             worker = self._forked(number)
             with suppress(EOFError, OSError):
                 if worker.link.poll(_START_SECONDS):
@@ -219,7 +233,7 @@ class WorkerPool:
             worker.link.close()
             os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
-        raise RuntimeError(f"worker process {number} does not start; use executor='serial' or 'threads'.")
+        raise WorkersDoNotStartError(f"worker process {number} did not start in {_MOST_STARTS} attempts")
 
     def _forked(self, number: int) -> _Worker:
         ours, theirs = Pipe()
@@ -326,6 +340,12 @@ def _close_files(kept: set[int]) -> None:
 
 
 def _stop(workers: list[_Worker], heaps: list[SharedHeap]) -> None:
+    _end(workers)
+    for heap in heaps:
+        heap.close()
+
+
+def _end(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.link.close()
     patience = time.monotonic() + 1.0
@@ -337,5 +357,3 @@ def _stop(workers: list[_Worker], heaps: list[SharedHeap]) -> None:
                     os.waitpid(worker.pid, 0)
                     break
                 time.sleep(0.005)
-    for heap in heaps:
-        heap.close()
