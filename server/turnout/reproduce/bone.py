@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,23 +19,10 @@ from torch import nn
 
 from turnout.peft import BoneConfig, LoraConfig, MissConfig, attach
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.figures import panels
-from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
-from turnout.reproduce.transfer import (
-    COLUMNS,
-    HIDDEN,
-    RATES,
-    Adaptation,
-    Job,
-    Method,
-    Tuned,
-    adapt,
-    table_rows,
-    tuned,
-    with_pissa,
-)
-from turnout.reproduce.transfer_figures import rate_lines
+from turnout.reproduce.transfer import HIDDEN, Method, with_pissa
+from turnout.reproduce.transfer_figures import plot_target
+from turnout.reproduce.transfer_grid import RATES, TransferGrid, Tuned
 from turnout.wire import register
 
 SLUG: Final = "bone"
@@ -69,43 +55,36 @@ FULL: Final = Sizes()
 def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int | None = None) -> StudyReport:
     """Adapt to rotated digits: Bat and MiSS against LoRA, PiSSA and full fine-tuning."""
     started = time.perf_counter()
-    jobs = [
-        Job(method, rate, seed, WIDTH, sizes.steps)
-        for method in METHODS
-        for rate in sizes.rates
-        for seed in range(sizes.seeds)
-    ]
-    outcomes = run_jobs(adapt, jobs, what="adapting to rotated digits", progress=progress, workers=workers)
-    early = {m.name: _early(m.name, jobs, outcomes) for m in METHODS}
-    best = tuned(jobs, outcomes)
+    grid = TransferGrid.run(
+        METHODS,
+        sizes.rates,
+        seeds=sizes.seeds,
+        width=WIDTH,
+        steps=sizes.steps,
+        progress=progress,
+        workers=workers,
+    )
+    early = {m.name: float(np.mean([o.losses[0] for o in grid.runs[m.name][COMMON]])) for m in METHODS}
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
-        tuple(_claims(early, best, sizes)),
+        tuple(_claims(early, grid.tuned(), sizes)),
         (
-            Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
+            grid.table(),
             Table.of(
                 f"training loss after 50 steps at one learning rate for all, {COMMON:g}",
                 ("method", "loss"),
                 list(early.items()),
             ),
         ),
-        {"bone-rates": partial(_plot, jobs, outcomes)},
+        {"bone-rates": partial(plot_target, "Bone", grid)},
     )
 
 
 register(SLUG, "study", "2409.15371")(run)
 
 
-def _early(name: str, jobs: list[Job], outcomes: list[Adaptation]) -> float:
-    losses = [
-        o.losses[0] for j, o in zip(jobs, outcomes, strict=True) if j.method.name == name and j.rate == COMMON
-    ]
-    return float(np.mean(losses))
-
-
-def _claims(early: dict[str, float], best: list[Tuned], sizes: Sizes) -> list[Claim]:
-    named = {t.name: t for t in best}
+def _claims(early: dict[str, float], named: dict[str, Tuned], sizes: Sizes) -> list[Claim]:
     bat_rank, miss_rank = (_rank(m) for m in METHODS[:2])
     bat, lora = (
         compare(m.config, width=WIDTH, rounds=sizes.rounds, seed=0)
@@ -157,14 +136,3 @@ def _rank(method: Method) -> int:
         {name: torch.randn_like(tensor) for name, tensor in adapted.trainable_state_dict().items()}
     )
     return int(torch.linalg.matrix_rank(adapted.delta_weights()["0"]))
-
-
-def _plot(jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]:
-    return panels(
-        stem,
-        "Bone: adapting to rotated digits",
-        [("target accuracy", "mean over seeds, after training", rate_lines(jobs, outcomes))],
-        x_label="learning rate (log10)",
-        y_label="accuracy",
-        log=False,
-    )

@@ -19,20 +19,10 @@ from torch import Tensor, nn
 
 from turnout.peft import AdapterConfig, LiftConfig, LoraConfig, attach
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
-from turnout.reproduce.transfer import (
-    COLUMNS,
-    HIDDEN,
-    RATES,
-    Job,
-    Method,
-    Tuned,
-    adapt,
-    table_rows,
-    tuned,
-)
-from turnout.reproduce.transfer_figures import plot_both_accuracies
+from turnout.reproduce.transfer import HIDDEN, Method
+from turnout.reproduce.transfer_figures import plot_target_and_source
+from turnout.reproduce.transfer_grid import RATES, TransferGrid, Tuned
 from turnout.wire import register
 
 SLUG: Final = "lift"
@@ -79,27 +69,29 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
     """Principal weights under noise; LIFT, magnitude, random masks, LoRA, full tuning on rotated digits."""
     started = time.perf_counter()
     found = {noise: recall(noise, sizes.seeds) for noise in NOISES}
-    jobs = [
-        Job(method, rate, seed, WIDTH, sizes.steps, sizes.train_examples)
-        for method in METHODS
-        for rate in sizes.rates
-        for seed in range(sizes.seeds)
-    ]
-    outcomes = run_jobs(adapt, jobs, what="adapting to rotated digits", progress=progress, workers=workers)
-    best = tuned(jobs, outcomes)
+    grid = TransferGrid.run(
+        METHODS,
+        sizes.rates,
+        seeds=sizes.seeds,
+        width=WIDTH,
+        steps=sizes.steps,
+        train_examples=sizes.train_examples,
+        progress=progress,
+        workers=workers,
+    )
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
-        tuple(_claims(found, best)),
+        tuple(_claims(found, grid.tuned())),
         (
             Table.of(
                 "share of the true largest entries that are picked",
                 ("noise", "LIFT", "magnitude"),
                 [(noise, *pair) for noise, pair in found.items()],
             ),
-            Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
+            grid.table(),
         ),
-        {"lift-rates": partial(plot_both_accuracies, "LIFT", jobs, outcomes)},
+        {"lift-rates": partial(plot_target_and_source, "LIFT", grid)},
     )
 
 
@@ -130,8 +122,7 @@ def _largest(matrix: Tensor, k: int) -> set[int]:
     return set(matrix.abs().reshape(-1).topk(k).indices.tolist())
 
 
-def _claims(found: dict[float, tuple[float, float]], best: list[Tuned]) -> list[Claim]:
-    named = {t.name: t for t in best}
+def _claims(found: dict[float, tuple[float, float]], named: dict[str, Tuned]) -> list[Claim]:
     averaged = compare(LiftConfig(r=4, filter_rank=8, target_modules=HIDDEN), width=WIDTH, rounds=3, seed=0)
     claims = [
         Claim(

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -20,23 +19,11 @@ from torch import nn
 
 from turnout.peft import AdapterConfig, LoraConfig, PacaConfig
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.figures import panels
-from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
 from turnout.reproduce.saved_tensors import Footprint, chain, footprint
-from turnout.reproduce.transfer import (
-    COLUMNS,
-    HIDDEN,
-    RATES,
-    Adaptation,
-    Job,
-    Method,
-    Tuned,
-    adapt,
-    table_rows,
-    tuned,
-)
-from turnout.reproduce.transfer_figures import rate_lines
+from turnout.reproduce.transfer import HIDDEN, Method
+from turnout.reproduce.transfer_figures import plot_target
+from turnout.reproduce.transfer_grid import RATES, TransferGrid, Tuned
 from turnout.wire import register
 
 SLUG: Final = "paca"
@@ -71,33 +58,32 @@ def methods(ranks: tuple[int, ...]) -> list[Method]:
 def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int | None = None) -> StudyReport:
     """Memory and time of a step, and accuracy on rotated digits: PaCA, LoRA, full fine-tuning."""
     started = time.perf_counter()
-    compared = methods(sizes.ranks)
-    jobs = [
-        Job(method, rate, seed, WIDTH, sizes.steps)
-        for method in compared
-        for rate in sizes.rates
-        for seed in range(sizes.seeds)
-    ]
-    outcomes = run_jobs(adapt, jobs, what="adapting to rotated digits", progress=progress, workers=workers)
-    best = tuned(jobs, outcomes)
+    grid = TransferGrid.run(
+        methods(sizes.ranks),
+        sizes.rates,
+        seeds=sizes.seeds,
+        width=WIDTH,
+        steps=sizes.steps,
+        progress=progress,
+        workers=workers,
+    )
     prints = footprints(sizes, SLUG, PacaConfig(r=RANK, paca_alpha=RANK), LoraConfig(r=RANK // 2))
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
-        tuple(_claims(best, prints, sizes)),
+        tuple(_claims(grid.tuned(), prints, sizes)),
         (
-            Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
+            grid.table(),
             footprint_table(sizes, prints),
         ),
-        {"paca-rates": partial(_plot, jobs, outcomes)},
+        {"paca-rates": partial(plot_target, "PaCA", grid)},
     )
 
 
 register(SLUG, "study", "2503.01905")(run)
 
 
-def _claims(best: list[Tuned], prints: dict[str, Footprint], sizes: Sizes) -> list[Claim]:
-    named = {t.name: t for t in best}
+def _claims(named: dict[str, Tuned], prints: dict[str, Footprint], sizes: Sizes) -> list[Claim]:
     paca = [named[f"PaCA r={r}"] for r in sizes.ranks]
     middle = named.get(f"PaCA r={RANK}", paca[-1])
     averaged = compare(
@@ -159,15 +145,4 @@ def footprint_table(sizes: Sizes, prints: dict[str, Footprint]) -> Table:
         f"batch {sizes.chain_batch}",
         ("method", "trained numbers", "kept for backward (MiB)", "least time (ms)"),
         rows,
-    )
-
-
-def _plot(jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]:
-    return panels(
-        stem,
-        "PaCA: adapting to rotated digits",
-        [("target accuracy", "mean over seeds, after training", rate_lines(jobs, outcomes))],
-        x_label="learning rate (log10)",
-        y_label="accuracy",
-        log=False,
     )

@@ -20,21 +20,11 @@ from turnout.peft import LoraConfig, S2ftConfig, attach
 from turnout.peft.co_permutation import permute_channels, selected_first
 from turnout.reproduce import paca
 from turnout.reproduce.averaging import compare
-from turnout.reproduce.jobs import run_jobs
-from turnout.reproduce.report import Claim, Progress, StudyReport, Table
+from turnout.reproduce.report import Claim, Progress, StudyReport
 from turnout.reproduce.saved_tensors import Footprint
-from turnout.reproduce.transfer import (
-    COLUMNS,
-    HIDDEN,
-    RATES,
-    Job,
-    Method,
-    Tuned,
-    adapt,
-    table_rows,
-    tuned,
-)
-from turnout.reproduce.transfer_figures import plot_both_accuracies
+from turnout.reproduce.transfer import HIDDEN, Method
+from turnout.reproduce.transfer_figures import plot_target_and_source
+from turnout.reproduce.transfer_grid import RATES, TransferGrid, Tuned
 from turnout.wire import register
 
 SLUG: Final = "s2ft"
@@ -64,14 +54,16 @@ FULL: Final = Sizes()
 def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int | None = None) -> StudyReport:
     """Adapt to 200 rotated digits: what S2FT, LoRA and full tuning learn and forget, and what they keep."""
     started = time.perf_counter()
-    jobs = [
-        Job(method, rate, seed, WIDTH, sizes.steps, sizes.train_examples)
-        for method in METHODS
-        for rate in sizes.rates
-        for seed in range(sizes.seeds)
-    ]
-    outcomes = run_jobs(adapt, jobs, what="adapting to rotated digits", progress=progress, workers=workers)
-    best = tuned(jobs, outcomes)
+    grid = TransferGrid.run(
+        METHODS,
+        sizes.rates,
+        seeds=sizes.seeds,
+        width=WIDTH,
+        steps=sizes.steps,
+        train_examples=sizes.train_examples,
+        progress=progress,
+        workers=workers,
+    )
     ratio = paca.RANK / sizes.steps_measured.chain_width
     prints = paca.footprints(
         sizes.steps_measured, SLUG, S2ftConfig(d_ratio=ratio), LoraConfig(r=paca.RANK // 2)
@@ -79,20 +71,19 @@ def run(progress: Progress | None = None, *, sizes: Sizes = FULL, workers: int |
     return StudyReport(
         SLUG,
         time.perf_counter() - started,
-        tuple(_claims(best, prints)),
+        tuple(_claims(grid.tuned(), prints)),
         (
-            Table.of("each method at its best learning rate", COLUMNS, table_rows(best)),
+            grid.table(),
             paca.footprint_table(sizes.steps_measured, prints),
         ),
-        {"s2ft-rates": partial(plot_both_accuracies, "S2FT", jobs, outcomes)},
+        {"s2ft-rates": partial(plot_target_and_source, "S2FT", grid)},
     )
 
 
 register(SLUG, "study", "2412.06289")(run)
 
 
-def _claims(best: list[Tuned], prints: dict[str, Footprint]) -> list[Claim]:
-    named = {t.name: t for t in best}
+def _claims(named: dict[str, Tuned], prints: dict[str, Footprint]) -> list[Claim]:
     averaged = compare(S2ftConfig(d_ratio=0.125, target_modules=HIDDEN), width=WIDTH, rounds=3, seed=0)
     return [
         Claim(

@@ -25,7 +25,8 @@ from turnout.reproduce.federated_student import StudentTask, federate
 from turnout.reproduce.figures import Line, panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
-from turnout.reproduce.transfer import HIDDEN, Job, Method, Tuned, adapt, tuned
+from turnout.reproduce.transfer import HIDDEN, Method
+from turnout.reproduce.transfer_grid import TransferGrid, Tuned
 from turnout.wire import register
 
 SLUG: Final = "snella"
@@ -176,12 +177,16 @@ def run(
         Method(LORA, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=HIDDEN)),
         Method("full fine-tuning", None),
     ]
-    digit_jobs = [
-        Job(m, r, s, 64, sizes.steps) for m in methods for r in DIGIT_RATES for s in range(sizes.seeds)
-    ]
-    rotated = tuned(
-        digit_jobs, run_jobs(adapt, digit_jobs, what="rotated digits", progress=progress, workers=workers)
+    grid = TransferGrid.run(
+        methods,
+        DIGIT_RATES,
+        seeds=sizes.seeds,
+        width=64,
+        steps=sizes.steps,
+        progress=progress,
+        workers=workers,
     )
+    rotated = list(grid.tuned().values())
     shares = [together((seed, sizes)) for seed in range(sizes.seeds)]
     return StudyReport(
         SLUG,

@@ -1,13 +1,12 @@
 """What the adapters' studies share: a small network trained on upright digits, adapted to rotated ones.
 
-64-w-w-10 with ReLU. Adapters go on the two hidden layers, the last layer is frozen. Each method is run at
-every learning rate of a list with AdamW (betas 0.9 and 0.999), over several seeds, and compared at its own
-best one.
+64-w-w-10 with ReLU. Adapters go on the two hidden layers, the last layer is frozen; AdamW (betas 0.9 and
+0.999).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -23,7 +22,6 @@ from turnout.tasks.digits import load_digits
 
 HIDDEN: Final = ("0", "2")
 BATCH: Final = 64
-RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _SOURCE_STEPS: Final = 600
 
 
@@ -172,44 +170,3 @@ def _tensors(examples: Examples, *, turn: bool) -> Digits:
     images = np.rot90(examples.x, axes=(1, 2)) if turn else examples.x
     pixels = np.ascontiguousarray(images, np.float32).reshape(len(examples.labels), 64) / 16.0
     return Digits(torch.from_numpy(pixels), torch.from_numpy(examples.labels))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """One method at its best learning rate, by mean target accuracy over seeds."""
-
-    name: str
-    rate: float
-    numbers: int
-    target: float
-    source: float
-    loss: float
-
-
-def tuned(jobs: Sequence[Job], outcomes: Sequence[Adaptation]) -> list[Tuned]:
-    """Return every method of ``jobs`` at its best learning rate, in order."""
-    grouped: dict[str, dict[float, list[Adaptation]]] = {}
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        grouped.setdefault(job.method.name, {}).setdefault(job.rate, []).append(outcome)
-    return [_best(name, by_rate) for name, by_rate in grouped.items()]
-
-
-def _best(name: str, by_rate: dict[float, list[Adaptation]]) -> Tuned:
-    rate = max(by_rate, key=lambda r: float(np.mean([o.target for o in by_rate[r]])))
-    runs = by_rate[rate]
-    return Tuned(
-        name,
-        rate,
-        runs[0].numbers,
-        float(np.mean([o.target for o in runs])),
-        float(np.mean([o.source for o in runs])),
-        float(np.mean([o.losses[-1] for o in runs])),
-    )
-
-
-COLUMNS: Final = ("method", "trained numbers", "best lr", "target accuracy", "source accuracy", "final loss")
-
-
-def table_rows(rows: Sequence[Tuned]) -> list[tuple[str, float, float, float, float, float]]:
-    """Return `COLUMNS` of every method."""
-    return [(t.name, t.numbers, t.rate, t.target, t.source, t.loss) for t in rows]

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from turnout.reproduce.figures import Line, panels
-from turnout.reproduce.transfer import Adaptation, Job
+from turnout.reproduce.transfer import Adaptation
+from turnout.reproduce.transfer_grid import TransferGrid
 
 
-def plot_both_accuracies(name: str, jobs: list[Job], outcomes: list[Adaptation], stem: Path) -> list[Path]:
+def plot_target(name: str, grid: TransferGrid, stem: Path) -> list[Path]:
+    """Draw accuracy on the rotated digits; return the files."""
+    return panels(
+        stem,
+        f"{name}: adapting to rotated digits",
+        [("target accuracy", "mean over seeds, after training", _lines(grid, lambda o: o.target))],
+        x_label="learning rate (log10)",
+        y_label="accuracy",
+        log=False,
+    )
+
+
+def plot_target_and_source(name: str, grid: TransferGrid, stem: Path) -> list[Path]:
     """Draw accuracy on the 200 rotated digits and on the upright ones; return the files."""
-    sources = [replace(o, target=o.source) for o in outcomes]
     return panels(
         stem,
         f"{name}: adapting to 200 rotated digits",
         [
-            ("target accuracy", "rotated digits", rate_lines(jobs, outcomes)),
-            ("source accuracy", "upright digits: what is not forgotten", rate_lines(jobs, sources)),
+            ("target accuracy", "rotated digits", _lines(grid, lambda o: o.target)),
+            ("source accuracy", "upright digits: what is not forgotten", _lines(grid, lambda o: o.source)),
         ],
         x_label="learning rate (log10)",
         y_label="accuracy",
@@ -27,12 +39,10 @@ def plot_both_accuracies(name: str, jobs: list[Job], outcomes: list[Adaptation],
     )
 
 
-def rate_lines(jobs: list[Job], outcomes: list[Adaptation]) -> list[Line]:
-    """Return target accuracy over learning rates, one line per method."""
-    grouped: dict[str, dict[float, list[float]]] = {}
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        grouped.setdefault(job.method.name, {}).setdefault(job.rate, []).append(outcome.target)
-    return [
-        Line(name, [float(np.log10(r)) for r in by_rate], [float(np.mean(v)) for v in by_rate.values()])
-        for name, by_rate in grouped.items()
-    ]
+def _lines(grid: TransferGrid, accuracy: Callable[[Adaptation], float]) -> list[Line]:
+    """Return the accuracy over learning rates, one line per method."""
+    lines = []
+    for name, by_rate in grid.runs.items():
+        means = [float(np.mean([accuracy(outcome) for outcome in runs])) for runs in by_rate.values()]
+        lines.append(Line(name, [float(np.log10(rate)) for rate in by_rate], means))
+    return lines
