@@ -141,7 +141,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
         extra = {"participation": options.pop("participation")}
     values, found = check_options(section, options, known, hidden=hidden)
     problems += found
-    if section == "participation" and not problems:
+    if section in ("participation", "link", "peft") and not problems:
         needed = [n for n, option in known.items() if option.required and n not in (*values, *hidden)]
         problems += [
             Problem((section,), f"{section}.{n} is missing: {method.name} needs it.") for n in needed
