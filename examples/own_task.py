@@ -32,21 +32,9 @@ class Wine(Task):
         x, y = load_wine(return_X_y=True)
         order = np.random.default_rng(seed).permutation(len(y))
         # Fixed scales: statistics of pooled data would be something that no client knows.
-        x = (x - [13, 2, 2, 20, 100, 2, 2, 0.4, 1.6, 5, 1, 2.6, 750]) / [
-            1,
-            1,
-            1,
-            3,
-            14,
-            1,
-            1,
-            0.1,
-            1,
-            2,
-            1,
-            1,
-            300,
-        ]
+        middle = np.array([13, 2, 2, 20, 100, 2, 2, 0.4, 1.6, 5, 1, 2.6, 750])
+        spread = np.array([1, 1, 1, 3, 14, 1, 1, 0.1, 1, 2, 1, 1, 300])
+        x = (x - middle) / spread
         self._x, self._y = x[order].astype(np.float32), y[order]
         self._parts = make_partitioner("dirichlet", alpha=alpha).split(self._y[:138], num_clients, seed=seed)
 

@@ -30,7 +30,16 @@ def commands() -> str:
     text = get_docs_for_click(obj=command, ctx=context, name="turnout")
     # Lists of commands are cut short for a terminal's width; a page has room.
     sections = re.split(r"(?m)^(?=##? )", _TITLE.sub("", text))
-    return html.unescape("".join(_uncut(command, section) for section in sections))
+    return html.unescape("".join(_boxed(_uncut(command, section)) for section in sections))
+
+
+def _boxed(section: str) -> str:
+    """Return the section with its examples as a block."""
+    text, found, lines = section.partition("\nExamples:\n")
+    if not found:
+        return section
+    shown = "\n".join(f"$ {line}" for line in lines.split("\n") if line)
+    return f"{text}\n**Examples**:\n\n```console\n{shown}\n```\n\n"
 
 
 def _uncut(command: click.Group, section: str) -> str:

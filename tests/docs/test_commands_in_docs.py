@@ -11,6 +11,7 @@ import pytest
 from pages import PAGES, REPOSITORY, blocks
 
 from commands import root
+from turnout.cli.examples import EXAMPLES
 
 SHOWN_IN = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *PAGES]
 PROMPT = re.compile(r"^(?:[\w-]*\$ +)?(?:[A-Z_]+=\S+ +)*")
@@ -59,6 +60,11 @@ def test_commands_are_found() -> None:
 def test_turnout_commands_parse(place: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNOUT_SERVER", "127.0.0.1:9091")  # Some lines leave out what another set.
     parse(words[1:])
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_examples_in_the_help_parse(line: str) -> None:
+    parse(shlex.split(line)[1:])
 
 
 def test_a_wrong_command_is_noticed() -> None:

@@ -27,6 +27,7 @@ BAD_CLIENTS = [
     (["--app", "own_app:app", "--certs", "pki", "--name", "x"], "has no ca.pem"),
     (["--app", "own_app:app", "own.toml"], "give one of them"),
     (["--app", "own_app:app", "--server", "10.0.0.1:1"], "another machine"),
+    (["--app", "own_app:app", "--server", "10.0.0.1"], "write HOST:PORT"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import typer
 
 from turnout.cli.certs import app as certs
@@ -10,6 +12,7 @@ from turnout.cli.dashboard import dashboard
 from turnout.cli.data import app as data
 from turnout.cli.edit import edit
 from turnout.cli.enrol import enrol
+from turnout.cli.examples import shown
 from turnout.cli.export import export
 from turnout.cli.methods import methods
 from turnout.cli.output import Json, NoColor, Output, Quiet, Verbose
@@ -24,24 +27,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Federated learning where clients come and go.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or experiment, 3 refused or unreachable, "
+    suggest_commands=False,  # click suggests them.
+    epilog="To begin: turnout simulate examples/digits.toml\n\n"
+    "Exit codes: 0 done, 1 failed, 2 bad usage or experiment, 3 refused or unreachable, "
     "4 target not reached, 130 interrupted.",
 )
-app.command()(simulate)
-app.command()(server)
-app.command()(client)
-app.command()(enrol)
-app.command()(edit)
-app.command()(dashboard)
-app.command()(export)
-app.command()(methods)
-app.command()(reproduce)
-app.add_typer(certs, name="certs")
-app.add_typer(data, name="data")
-app.add_typer(runs, name="runs")
+
+_RUN: Final = "Run"
+_LOOK: Final = "Look at runs, use what came out"
+_KNOW: Final = "What there is"
+_OPERATE: Final = "Certificates"
+
+for function, panel in (
+    (simulate, _RUN),
+    (server, _RUN),
+    (client, _RUN),
+    (dashboard, _LOOK),
+    (export, _LOOK),
+    (edit, _LOOK),
+    (methods, _KNOW),
+    (reproduce, _KNOW),
+    (enrol, _OPERATE),
+):
+    app.command(rich_help_panel=panel, epilog=shown(function.__name__))(function)
+app.add_typer(runs, name="runs", rich_help_panel=_LOOK)
+app.add_typer(data, name="data", rich_help_panel=_KNOW)
+app.add_typer(certs, name="certs", rich_help_panel=_OPERATE)
 
 
-@app.command()
+@app.command(rich_help_panel=_KNOW)
 def version(
     as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False, no_color: NoColor = False
 ) -> None:

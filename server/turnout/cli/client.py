@@ -120,6 +120,7 @@ def client(
         tags = _tags(tag or [])
         called = name or _default_name(partitions)
         tls = None if certs is None else _tls(certs, called, named=name is not None)
+        _check_server(server, secured=certs is not None or insecure)
         with output.working("Preparing"):
             chosen, examples, described = _choose(app, file, None if device == "auto" else device)
         place = f" on {described}" if described else ""
@@ -251,6 +252,22 @@ def _default_name(partitions: list[int] | None) -> str:
         return host
     numbers = f"{partitions[0]}-{partitions[-1]}" if len(partitions) > 1 else str(partitions[0])
     return f"{host[: _NAME_CHARACTERS - len(numbers) - 1]}-{numbers}"
+
+
+def _check_server(server: str, *, secured: bool) -> None:
+    from turnout.wire import ConfigError
+    from turnout.wire.address import is_loopback
+
+    if server.startswith("unix:"):
+        return
+    host, colon, port = server.rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise ConfigError(f"--server {server}: write HOST:PORT, for example --server 127.0.0.1:9091.")
+    if not (secured or is_loopback(server)):
+        raise ConfigError(
+            f"--server {server} is another machine: give certificates (--certs DIR, see turnout certs), or "
+            "say --insecure to send models in plain text."
+        )
 
 
 def _tls(certs: Path, name: str, *, named: bool) -> ClientTls:

@@ -155,6 +155,11 @@ def finish_run(
     output.show(run_table(history, title=title, seconds=summary.seconds, metrics=summary.metrics))
     _next_steps(experiment, summary, output, file, plots)
     output.data(summary.document())
+    if history.rounds.size and not history.participants.any() and (history.outcome != 0).any():
+        output.warn(
+            "no reply was taken in any round, so nothing was learned; "
+            f"turnout runs show {summary.run_id} says why"
+        )
     score = Score.of(history)
     target = experiment.run.target_accuracy
     if target is None or (score is not None and score.metric == "accuracy" and score.best >= target):

@@ -103,13 +103,14 @@ def participation_rows(history: RunHistory) -> list[tuple[str, str]]:
     presence = history.presence()
     rare, often = int(presence.argmin()), int(presence.argmax())
     clients = history.clients()
-    rows.append(
-        (
-            "presence",
+    if presence[rare] == presence[often]:
+        text = f"{100 * presence[often]:.0f} % of the rounds, every client"
+    else:
+        text = (
             f"{100 * presence[rare]:.0f} % (client {clients[rare]}) to {100 * presence[often]:.0f} % "
-            f"(client {clients[often]}) of the rounds",
+            f"(client {clients[often]}) of the rounds"
         )
-    )
+    rows.append(("presence", text))
     gini = history.weight_gini()
     if math.isfinite(gini):
         rows.append(("weight skew", f"{gini:.2f}   (0: every client counted the same, 1: one decided alone)"))

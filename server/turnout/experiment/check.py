@@ -89,7 +89,9 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
         problems += found
-        if not problems:
+        if (
+            not problems and checked["strategy"] is not None
+        ):  # Its name may be missing, which is said already.
             checked["strategy"] = _carrying(checked["strategy"], checked["client"])
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
@@ -141,7 +143,7 @@ def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:
         extra = {"participation": options.pop("participation")}
     values, found = check_options(section, options, known, hidden=hidden)
     problems += found
-    if section == "participation" and not problems:
+    if section != "task" and not problems:  # A task says by itself what it lacks.
         needed = [n for n, option in known.items() if option.required and n not in (*values, *hidden)]
         problems += [
             Problem((section,), f"{section}.{n} is missing: {method.name} needs it.") for n in needed

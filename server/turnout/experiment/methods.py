@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
-from turnout.wire import find
+from turnout.wire import ConfigError, find, methods
 from turnout.wire.registry import MethodEntry
 
 SERVER_PACKAGES: Final = ("turnout.strategies", "turnout.strategies.stock_names", "turnout.simulation")
@@ -39,4 +39,11 @@ def find_strategy(name: str) -> MethodEntry:
     """Return the strategy ``name``, or Flower's when it begins with ``flwr:``; `ConfigError` if unknown."""
     from turnout.strategies.stock_names import KIND, PREFIX
 
-    return find(KIND if name.startswith(PREFIX) else "strategy", name)
+    if name.startswith(PREFIX):
+        return find(KIND, name)
+    try:
+        return find("strategy", name)
+    except ConfigError as error:
+        if PREFIX + name in {entry.slug for entry in methods(KIND)}:
+            raise ConfigError(f"{error} Flower's {name} is called {PREFIX + name!r}.") from None
+        raise

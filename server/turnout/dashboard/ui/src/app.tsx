@@ -67,9 +67,9 @@ export function App() {
           Skip to content
         </a>
         <header class="bar">
-          <a class="brand" href="?">
+          <a class="brand" href="?" aria-label="Turnout">
             <img src={new URL("./icon.svg", import.meta.url).href} alt="" width="20" height="20" />
-            Turnout
+            <span class="words">Turnout</span>
           </a>
           <nav aria-label="Pages">
             <NavLink to="" page="runs" now={page === "run" ? "runs" : page} words="Runs" />

@@ -29,7 +29,7 @@ export function DiffTable({ columns, rows }: Props) {
                 <bdi>{plain(path)}</bdi>
               </th>
               {values.map((value, index) => (
-                <td key={columns[index]}>{value == null ? <span class="note">not there</span> : <bdi>{value}</bdi>}</td>
+                <td key={columns[index]}>{value == null ? <span class="note">not set</span> : <bdi>{value}</bdi>}</td>
               ))}
             </tr>
           ))}

@@ -4,7 +4,7 @@ import type { Fairness as Document } from "../api/client";
 import { api } from "../api/client";
 import { useLoad } from "../api/load";
 import type { TabProps } from "../pages/run";
-import { count, metric, number, percent, plain, plural } from "../lib/format";
+import { count, metric, number, percent, plain } from "../lib/format";
 import { useLive } from "../live";
 import { address, set } from "../router";
 import { Histogram } from "./histogram";
@@ -67,7 +67,7 @@ function Spread({ data, run }: { data: Document; run: string }) {
         <Histogram title={`Clients by ${data.metric}`} bins={data.histogram} format={say} mark={data.worst_tenth} />
         <Scatter title={`${data.metric} by participation`} points={data.points} format={say} />
       </div>
-      <h3>The worst {plural(data.worst.length, "client")}</h3>
+      <h3>Worst first</h3>
       <ol class="worst">
         {data.worst.map((one) => (
           <li key={one.client}>

@@ -75,22 +75,24 @@ function Facts({ client, clients }: { client: ClientDetail; clients: number }) {
         <Tile label="Weight" note={`${percent(client.weight_share, 2)} of all`}>
           {client.weight_share == null ? UNKNOWN : `${(client.weight_share * clients).toFixed(2)} × equal`}
         </Tile>
-        <Tile label="Troubles" note="failed · rejected · missing">
+        <Tile label="Replies lost" note="failed · rejected · missing">
           {count(client.failed)} · {count(client.rejected)} · {count(client.missing)}
         </Tile>
         <Tile label="Examples">{count(client.examples)}</Tile>
         <Tile label="Training" note={client.samples_per_second == null ? undefined : `${count(client.samples_per_second)} examples/s`}>
           {seconds(client.train_seconds)}
         </Tile>
-        <Tile label="Device" note={client.name ? <Name text={client.name} /> : undefined}>
-          {client.device ? <Name text={client.device} /> : UNKNOWN}
-        </Tile>
-        <Tile label="Memory">{bytes(client.memory_bytes)}</Tile>
-        <Tile label="GPU" note={client.gpu_utilization == null ? "not reported" : "memory · use"}>
-          {client.gpu_utilization == null && client.gpu_memory_bytes == null
-            ? UNKNOWN
-            : `${bytes(client.gpu_memory_bytes)} · ${percent(client.gpu_utilization, 0)}`}
-        </Tile>
+        {(client.device || client.name) && (
+          <Tile label="Device" note={client.name ? <Name text={client.name} /> : undefined}>
+            {client.device ? <Name text={client.device} /> : UNKNOWN}
+          </Tile>
+        )}
+        {client.memory_bytes != null && <Tile label="Memory">{bytes(client.memory_bytes)}</Tile>}
+        {(client.gpu_utilization != null || client.gpu_memory_bytes != null) && (
+          <Tile label="GPU" note="memory · use">
+            {bytes(client.gpu_memory_bytes)} · {percent(client.gpu_utilization, 0)}
+          </Tile>
+        )}
       </dl>
       {tags.length > 0 && (
         <p class="note">

@@ -153,7 +153,7 @@ function Overlay({ data, labels, query, x }: { data: Comparison; labels: Readonl
       title={`${data.name} by ${x}`}
       x={at}
       lines={lines}
-      xLabel={x === "round" ? "round" : x === "seconds" ? "work" : "model bytes"}
+      xLabel={x === "round" ? "round" : x === "seconds" ? "time in rounds" : "model bytes"}
       xFormat={write}
       format={(value) => metric(data.name, value)}
       height={320}

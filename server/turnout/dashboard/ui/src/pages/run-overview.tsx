@@ -13,6 +13,7 @@ import { plain, plural, seconds, title } from "../lib/format";
 import type { Group } from "../lib/groups";
 import { label, metricGroups } from "../lib/groups";
 import type { View } from "../lib/heat-view";
+import type { Values } from "../lib/series";
 import { aligned, key, secondsAt } from "../lib/series";
 import { useLive } from "../live";
 import { address, go, pair, set } from "../router";
@@ -109,8 +110,7 @@ function Curve({ group, list, query }: { group: Group; list: SeriesList; query: 
     const empty = columns[chosen.length];
     const lines = chosen.map((series, index) => ({
       label: label(key(series)),
-      // Nothing was learned in a round without anyone; a drawn-through line would hide that.
-      values: (columns[index] ?? []).map((value, at) => (empty?.[at] === 0 ? null : value)),
+      values: withoutAnyone(columns[index] ?? [], series.kind === "train" ? empty : undefined),
     }));
     return { x: bySeconds ? secondsAt(rounds, list.clock_rounds, list.seconds) : rounds, lines };
   }, [group, list, bySeconds]);
@@ -119,7 +119,7 @@ function Curve({ group, list, query }: { group: Group; list: SeriesList; query: 
       title={`${group.title} over ${bySeconds ? "seconds" : "rounds"}`}
       x={x}
       lines={lines}
-      xLabel={bySeconds ? "work" : "round"}
+      xLabel={bySeconds ? "time in rounds" : "round"}
       {...(bySeconds ? { xFormat: seconds } : {})}
       format={group.format}
       log={query.has("log")}
@@ -136,6 +136,11 @@ function emptyRounds(list: SeriesList): { rounds: number[]; values: (number | nu
   if (!participants) return [];
   const rounds = participants.rounds.filter((_, index) => participants.values[index] === 0);
   return [{ rounds, values: rounds.map(() => 0) }];
+}
+
+/** Nobody trained in a round without anyone: a line of training is broken there. The model has its held-out value still. */
+function withoutAnyone(values: Values, empty: Values | undefined): Values {
+  return empty ? values.map((value, at) => (empty[at] === 0 ? null : value)) : values;
 }
 
 export function rowOrder(query: URLSearchParams): RowOrder {

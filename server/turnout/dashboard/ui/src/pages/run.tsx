@@ -104,12 +104,28 @@ function useRun(id: string) {
   return { ...loaded, data };
 }
 
+/** What trains besides the strategy: the adapter, and an optimizer other than SGD. */
+function methods(config: RunDetail["config"]): string {
+  const named = (section: string, key: string) => (config[section] as Record<string, unknown> | null | undefined)?.[key];
+  const [adapter, optimizer] = [named("peft", "name"), named("client", "optimizer")];
+  const words = [adapter && `adapter ${String(adapter)}`, optimizer && optimizer !== "sgd" && `optimizer ${String(optimizer)}`];
+  return words.filter(Boolean).join(", ");
+}
+
 function Title({ run }: { run: RunDetail }) {
+  const also = methods(run.config);
   return (
     <>
       <Status status={run.status} />
       <span class="note">
-        <Name text={run.strategy} /> on <Name text={run.task} /> · seed {run.seed} · <code>{run.id}</code> · started{" "}
+        <Name text={run.strategy} /> on <Name text={run.task} />
+        {also && (
+          <>
+            {" · "}
+            <Name text={also} />
+          </>
+        )}{" "}
+        · seed {run.seed} · <code>{run.id}</code> · started{" "}
         <When at={run.created_at} />
       </span>
       <span class="grow" />
@@ -150,13 +166,13 @@ function Headline({ run }: { run: RunDetail }) {
         <Tile label="Replies taken" note={expected == null ? undefined : `${percent(expected, 0)} of those asked`}>
           {count(totals.participants)}
         </Tile>
-        <Tile label="Troubles" note="failed, rejected, missing">
+        <Tile label="Replies lost" note="failed, rejected, missing">
           {count(totals.failed)} · {count(totals.rejected)} · {count(totals.missing)}
         </Tile>
         <Tile label="Model bytes" note={totals.sent_bytes == null ? "not counted in a simulation" : "to · from clients"}>
           {totals.sent_bytes == null ? "–" : `${bytes(totals.sent_bytes)} · ${bytes(totals.received_bytes)}`}
         </Tile>
-        <Tile label="Work" note={run.median_round_seconds == null ? undefined : `${seconds(run.median_round_seconds)} a round`}>
+        <Tile label="Time in rounds" note={run.median_round_seconds == null ? undefined : `${seconds(run.median_round_seconds)} a round`}>
           {seconds(run.seconds)}
         </Tile>
         {run.status === "running" && (

@@ -22,9 +22,9 @@ const COLUMNS: Column[] = [
   ["task", "Task"],
   ["rounds", "Rounds", true],
   ["metric", "Best", true],
-  [null, "Course"],
+  [null, "Curve"],
   ["created", "Started"],
-  ["seconds", "Work", true],
+  ["seconds", "Time", true],
 ];
 
 export function RunsPage({ query }: { query: URLSearchParams }) {
