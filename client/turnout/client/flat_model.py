@@ -40,6 +40,7 @@ class FlatModel:
         self.parameters = torch.zeros(self.layout.size, dtype=dtype, device=device)
         self.gradient = torch.zeros_like(self.parameters)
         self._tensors: list[Tensor] = []
+        self.frozen: list[slice] = []  # Pieces of the vector that no step may move.
         seen: dict[int, str] = {}
         for spec in self.layout.tensors:
             tensor = state[spec.name]
@@ -57,6 +58,8 @@ class FlatModel:
             tensor.data = self.parameters[piece].view(spec.shape)
             if tensor.requires_grad:
                 tensor.grad = self.gradient[piece].view(spec.shape)
+            else:
+                self.frozen.append(piece)
         convolves = any(isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)) for part in self.module.modules())
         self._channels_last = convolves and self.parameters.device.type == "cpu"
         self.parts = TrainingParts(module)
