@@ -13,6 +13,8 @@ from turnout.client.batched.trainer import BatchedTrainer
 from turnout.client.options import TrainOptions
 from turnout.experiment import Experiment
 from turnout.experiment.build import build
+from turnout.simulation import LocalGrid
+from turnout.strategies import EGGROLL, FedAvg
 from turnout.tasks import Digits
 from turnout.wire import ConfigError
 
@@ -65,9 +67,6 @@ def test_the_loss_sees_float32_outputs() -> None:
             assert not torch.is_autocast_enabled("cpu")
             return super().loss(output, y)
 
-    from turnout.simulation import LocalGrid
-    from turnout.strategies import FedAvg
-
     task = Watched(num_clients=1)
     grid = LocalGrid(client_app(task, precision="bf16-mixed", local_steps=2), 1, executor="serial")
     FedAvg().start(grid, task.initial_arrays(), num_rounds=1)
@@ -79,15 +78,7 @@ def test_where_it_is_not_possible_it_is_refused() -> None:
         TrainOptions(precision="bf16-mixd")  # type: ignore[arg-type]
     together = BatchedTrainer(Digits(num_clients=2), TrainOptions(precision="bf16-mixed"))
     assert "precision" in (together.refusal("sgd") or "")
-    made = build(
-        Experiment.from_dict(
-            {
-                "task": {"name": "digits", "num_clients": 2},
-                "client": {"precision": "bf16-mixed", "local_steps": 1},
-                "strategy": {"name": "eggroll"},
-                "simulation": {"executor": "serial"},
-            }
-        )
-    )
-    made.strategy.start(made.grid, made.task.initial_arrays(), num_rounds=1)
-    assert all("precision='bf16-mixed'" in report.reason for report in made.strategy.reports)
+    task, strategy = Digits(num_clients=2), EGGROLL()
+    grid = LocalGrid(client_app(task, precision="bf16-mixed", local_steps=1), 2, executor="serial")
+    strategy.start(grid, task.initial_arrays(), num_rounds=1)
+    assert all("precision='bf16-mixed'" in report.reason for report in strategy.reports)

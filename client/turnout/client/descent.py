@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from turnout.client.frozen import Frozen
 from turnout.client.work import Descent
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def descend(
         losses = _plain(work, server_round)
         return Descent(len(losses), work.mean_loss(losses))
     y, gradient = model.parameters, model.gradient
+    frozen = Frozen(model.frozen, y)
     difference = torch.empty_like(y if centre is not None else y[:0])
     optimizer = None if o.own_sgd else work.begin_optimizer()
     step = _sgd(work) if optimizer is None else optimizer.step
@@ -46,6 +48,7 @@ def descend(
             gradient.sub_(linear)
         parts.enter_step()
         step()
+        frozen.put_back(y)
         parts.leave_step()
     parts.end()
     if optimizer is not None:

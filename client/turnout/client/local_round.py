@@ -177,4 +177,7 @@ class LocalRound(Work):
 
     def _add_weight_decay(self) -> None:
         if self.options.own_sgd:  # Other optimizers decay the weights themselves.
-            self.model.gradient.add_(self.model.parameters, alpha=self.options.weight_decay)
+            model = self.model
+            model.gradient.add_(model.parameters, alpha=self.options.weight_decay)
+            for piece in model.frozen:
+                model.gradient[piece] = 0.0

@@ -8,7 +8,7 @@ of a vector hold for both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,10 @@ class WorkModel(Protocol):
 
     parameters: Tensor
     gradient: Tensor
+
+    @property
+    def frozen(self) -> Sequence[slice]:
+        """Pieces of the vector that are not trained."""
 
     @property
     def size(self) -> int:

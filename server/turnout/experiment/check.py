@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,6 +19,9 @@ from turnout.experiment.options import (
 )
 from turnout.experiment.sections import EXTERNAL, Method, Section
 from turnout.wire import ConfigError, find, unknown_name
+
+if TYPE_CHECKING:
+    from turnout.client import TrainOptions
 
 S = TypeVar("S", bound=Section)
 
@@ -89,9 +92,10 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
         problems += found
-        if (
-            not problems and checked["strategy"] is not None
-        ):  # Its name may be missing, which is said already.
+        named = checked["strategy"] is not None  # Else that was said already.
+        if named and not problems:
+            problems = _check_fit(checked["strategy"], checked["client"])
+        if named and not problems:
             checked["strategy"] = _carrying(checked["strategy"], checked["client"])
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
@@ -108,13 +112,26 @@ def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, An
     return _filled(values, known, _HIDDEN["client"]), problems
 
 
-def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
-    """Return the strategy told of the optimizer state that clients with these options send."""
+def _check_fit(strategy: Method, client: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with these clients for the work that the strategy gives them."""
+    from turnout.client.fit import check_fit
+
+    asked = getattr(find_strategy(strategy.name).target, "local_updates", ())
+    return _attempt("client", client, lambda: check_fit(strategy.name, asked, _train_options(client)))
+
+
+def _train_options(client: Mapping[str, Any]) -> TrainOptions:
     from turnout.client import TrainOptions
-    from turnout.client.optimizer_choice import carried_names
 
     options: dict[str, Any] = {key: None if value == NONE_WORD else value for key, value in client.items()}
-    names = list(carried_names(TrainOptions(**options)))
+    return TrainOptions(**options)
+
+
+def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
+    """Return the strategy told of the optimizer state that clients with these options send."""
+    from turnout.client.optimizer_choice import carried_names
+
+    names = list(carried_names(_train_options(client)))
     others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
     return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})
 

@@ -50,6 +50,9 @@ class Algorithm(ABC):
     #: Attributes that form the algorithm's state: vectors, numbers, or objects with ``state_dict``.
     state_names: ClassVar[tuple[str, ...]] = ()
 
+    #: The local updates that clients may be asked for: settings of theirs that do not fit are refused early.
+    local_updates: ClassVar[tuple[str, ...]] = ("sgd",)
+
     def __post_init__(self) -> None:
         whole_number("num_clients", self.num_clients, 1, optional=True)
         number("server_lr", self.server_lr, "a positive number", above=0.0)

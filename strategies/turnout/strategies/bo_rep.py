@@ -98,6 +98,7 @@ class BORep(Bilevel):
     clip: float | None = None
 
     state_names: ClassVar[tuple[str, ...]] = ("momentum",)
+    local_updates: ClassVar[tuple[str, ...]] = ("bo-rep",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,6 +33,7 @@ class BORepLocalUpper(Bilevel):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("implicit", "norm", "norms", "norm_rounds")
+    local_updates: ClassVar[tuple[str, ...]] = ("bo-rep-local-upper",)
 
     @property
     def folds_cohorts(self) -> bool:

@@ -36,6 +36,7 @@ class DualADMM(ScheduledADMM):
     memory: str = "ram"
 
     state_names: ClassVar[tuple[str, ...]] = ("initial", "slots")
+    local_updates: ClassVar[tuple[str, ...]] = ("dual-admm",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

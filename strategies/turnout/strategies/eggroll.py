@@ -88,6 +88,7 @@ class EGGROLL(StreamingStrategy):
     known_start: bool = True
 
     state_names: ClassVar[tuple[str, ...]] = ("moments", "steps", "replicas")
+    local_updates: ClassVar[tuple[str, ...]] = ("eggroll",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

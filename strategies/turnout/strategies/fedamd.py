@@ -47,6 +47,7 @@ class FedAMD(StreamingStrategy):
     memory: str = "ram"
 
     state_names: ClassVar[tuple[str, ...]] = ("bullseyes",)
+    local_updates: ClassVar[tuple[str, ...]] = ("anchor", "miner")
 
     def __post_init__(self) -> None:
         super().__post_init__()

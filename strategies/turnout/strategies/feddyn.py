@@ -27,6 +27,7 @@ class FedDyn(StreamingStrategy):
     dyn_alpha: float = 0.1
 
     state_names: ClassVar[tuple[str, ...]] = ("h",)
+    local_updates: ClassVar[tuple[str, ...]] = ("dyn",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from turnout.strategies.checks import number
 from turnout.strategies.fedavg import FedAvg
@@ -18,6 +19,8 @@ class FedProx(FedAvg):
 
     ``proximal_mu``: mu >= 0, how strongly they are held; 0 is FedAvg.
     """
+
+    local_updates: ClassVar[tuple[str, ...]] = ("prox",)
 
     proximal_mu: float = 0.01
 

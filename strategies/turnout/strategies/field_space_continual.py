@@ -63,6 +63,7 @@ class FieldSpaceContinual(FedAvg):
     moments: Literal["reset", "keep"] = "reset"
 
     state_names: ClassVar[tuple[str, ...]] = ("task_prior",)
+    local_updates: ClassVar[tuple[str, ...]] = ("field-space",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,6 +37,7 @@ class RerceFed(ScheduledADMM):
     memory: str = "ram"
 
     state_names: ClassVar[tuple[str, ...]] = ("initial", "previous", "slots")
+    local_updates: ClassVar[tuple[str, ...]] = ("admm",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

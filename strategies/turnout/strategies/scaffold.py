@@ -26,6 +26,7 @@ class Scaffold(StreamingStrategy):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("control",)
+    local_updates: ClassVar[tuple[str, ...]] = ("scaffold",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

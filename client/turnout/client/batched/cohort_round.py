@@ -136,7 +136,10 @@ class CohortRound(Work):
     def add_weight_decay(self, a: int) -> None:
         """Add the weight decay to the first ``a`` gradients, where the optimizer does not."""
         if self.options.weight_decay and self.options.own_sgd:
-            self.model.gradient[:a].add_(self.model.parameters[:a], alpha=self.options.weight_decay)
+            model = self.model
+            model.gradient[:a].add_(model.parameters[:a], alpha=self.options.weight_decay)
+            for piece in model.frozen:
+                model.gradient[:a, piece] = 0.0
 
     def start_parts(self, server_round: int | None = None) -> TrainingParts:
         """Return no parts: models that have some are trained one client at a time."""

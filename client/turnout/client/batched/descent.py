@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from turnout.client.frozen import Frozen
 from turnout.client.optimizer_choice import make
 from turnout.client.work import Descent
 
@@ -34,8 +35,11 @@ def descend(
     total = model.parameters.new_zeros(len(model.parameters))
     rule = _sgd if work.options.plain_sgd else _optimizer
     take = rule(work, centre, rho, linear)
+    frozen = Frozen(model.frozen, model.parameters)
     for batch in work.examples.batches(schedule, total.dtype):
-        total[: len(batch.sizes)] += take(batch)
+        a = len(batch.sizes)
+        total[:a] += take(batch)
+        frozen.put_back(model.parameters[:a])
     steps = torch.from_numpy(schedule.steps).to(total.device, total.dtype)
     return Descent(steps[:, None], (total / steps).double().cpu().numpy())
 

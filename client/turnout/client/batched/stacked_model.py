@@ -23,6 +23,11 @@ class StackedModel:
         self.parameters = self.gradient = template.parameters.new_empty((0, self.size))
 
     @property
+    def frozen(self) -> list[slice]:
+        """Pieces of each vector that are not trained."""
+        return self.template.frozen
+
+    @property
     def size(self) -> int:
         """P, the number of parameters of one model."""
         return self.layout.size
