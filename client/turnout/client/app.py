@@ -21,7 +21,7 @@ from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import FULL_PRECISION, LOCAL_MODELS, OWN_START, LocalUpdate
-from turnout.client.options import Precision, Reference, TrainOptions
+from turnout.client.options import Precision, Reference, ReplyForm, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
@@ -45,6 +45,7 @@ def client_app(
     optimizer: str = "sgd",
     optimizer_options: Mapping[str, Any] | None = None,
     optimizer_state: StatePolicy = "reset",
+    reply: ReplyForm = "dense",
     lr: float = 0.1,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -77,6 +78,7 @@ def client_app(
         optimizer=optimizer,
         optimizer_options=dict(optimizer_options or {}),
         optimizer_state=optimizer_state,
+        reply=reply,
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -90,6 +92,11 @@ def client_app(
         seed=seed,
         device=device,
     )
+    if reply == "coded" and mods:
+        raise ConfigError(
+            "reply='coded' is what clients and server make of the same numbers, which mods (a link) may change "
+            "or must read; use reply='dense', or no mods."
+        )
     if options.warning is not None:
         _log.warning("optimizer %r: %s", options.optimizer, options.warning)
     return TaskApp(Trainer(task, options), mods)
@@ -154,6 +161,10 @@ class Trainer:
                 content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
+        for spec in layout.tensors if outcome.codes else ():
+            sent = content[keys.ARRAYS]
+            if spec.offset in outcome.codes and spec.name in sent and sent[spec.name].shape == spec.shape:
+                sent[spec.name] = outcome.codes[spec.offset]
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -178,6 +189,9 @@ class Trainer:
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
         outcome = update(work)
         outcome.vectors |= work.optimizer.commit()
+        if self.options.reply == "coded":
+            received = work.model.layout.flatten(_arrays(content))
+            outcome.codes = work.optimizer.codes(received, outcome.vectors.get(keys.ARRAYS))
         return work, outcome
 
     def evaluate(self, message: Message, context: Context) -> Message:

@@ -8,10 +8,12 @@ from itertools import chain
 from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from turnout.optim.roles import parameter_roles
 from turnout.tasks.validation import check_number
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError
 
 Group = dict[str, Any]
@@ -165,6 +167,19 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
         ``missed_rounds`` went by, of ``steps`` steps each, while this state was kept.
         """
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` unless `coded` has a code with these options, which the user gave."""
+        raise ConfigError(f"reply='coded': {cls.__name__} has no code for its weights; use reply='dense'.")
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return the parameter as it travels in a coded reply, None as every other tensor does.
+
+        The receiver has ``old``, what the parameter was before the last `begin_round`. What is decoded replaces
+        the parameter, so that a client has what it sent. Raises `ConfigError` when the code does not fit.
+        """
+        return None
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return what of the parameter's state is sent: tensors of its shape by their names in `carried`.

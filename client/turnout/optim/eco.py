@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from turnout.optim.adam import adam_moments, adam_state, check_betas
@@ -35,6 +36,7 @@ from turnout.optim.base import (
 from turnout.optim.coded_layers import handles, store, weights_of
 from turnout.optim.quantizers import Quantizer, quantizer_of
 from turnout.tasks.validation import check_count, check_number
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
 
@@ -184,6 +186,18 @@ class _ECO(ModuleOptimizer):
                 repays = group["error_feedback"] and group["lr"] > 0
                 if repays and (step := self._next_step(group, p)) is not None:
                     step.repay(state[_FIRST], error, _coefficient(group, self._beta(group)))
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Every grid has codes."""
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return codes and scales of weights on the grid: a byte a weight for "int8" and "fp8", less below."""
+        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        if not group["eco"] or not parameter.numel():
+            return None
+        quantizer: Quantizer = quantizer_of(group["quantizer"], group["block"])
+        return quantizer.travelling(parameter.detach(), self.state[parameter].get(_SCALE))
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         """Take one step."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from turnout.optim.adam import check_betas
@@ -30,8 +32,10 @@ from turnout.optim.subspaces import (
     restored,
 )
 from turnout.tasks.validation import check_count, check_number
-from turnout.wire.errors import ConfigError, unknown_name
+from turnout.wire.arrays import NDArray
+from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.registry import register
+from turnout.wire.step_counts import StepCounts, as_step_counts
 
 _WINDOW: Final = "window"
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -132,6 +136,7 @@ class FRUGAL(ModuleOptimizer):
             "steps": 0,
         }
         super().__init__(params, defaults)
+        self._begun = [(0, _inactive_lr(group)) for group in self.param_groups]
 
     # --- groups and rounds -----------------------------------------------------------------------------
 
@@ -301,6 +306,69 @@ class FRUGAL(ModuleOptimizer):
         return choose(group["projector"], G, group["density"], group["galore_basis"], words)
 
     # --- what a federation asks ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def begin_round(self, missed_rounds: int = 0, steps: int = 1) -> None:
+        """Note where counts and rates of a coded reply begin."""
+        self._begun = [(group["steps"], _inactive_lr(group)) for group in self.param_groups]
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` unless inactive entries move by whole steps."""
+        reason = None
+        if options.get("weight_decay"):
+            reason = f"weight_decay={options['weight_decay']} moves weights by other amounts; set it to 0"
+        elif options.get("projector") == "galore":
+            reason = "projector='galore' moves every entry by Adam; use 'block', 'columns', 'rows' or 'randk'"
+        elif options.get("inactive_rule") == "sgd":
+            reason = "inactive_rule='sgd' moves entries by their gradients; use 'sign_sgd' or 'no'"
+        if reason is not None:
+            raise ConfigError(f"reply='coded' needs entries that move by whole steps, but {reason}.")
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return by how many steps entries moved that were inactive since `begin_round`; active ones whole.
+
+        None for what had state throughout, and a tensor of "block" that was active. Raises `ConfigError` if
+        the learning rate changed since, or anything but steps moved an entry.
+        """
+        number = next(i for i, g in enumerate(self.param_groups) if any(p is parameter for p in g["params"]))
+        group, (first, step) = self.param_groups[number], self._begun[number]
+        if not group["is_proj"]:
+            return None
+        if step != _inactive_lr(group):
+            raise ConfigError(
+                f"reply='coded': the size of a step went from {step:g} to {_inactive_lr(group):g} within a "
+                "round; keep lr constant in it, or use reply='dense'."
+            )
+        gap, steps = group["update_gap"], group["steps"] - first
+        windows = range(first // gap, (group["steps"] - 1) // gap + 1) if steps else range(0)
+        whole = None
+        if group["projector"] != "block":
+            whole = self._ever_active(group, parameter, windows)
+        elif any(parameter in self._active(group, window) for window in windows):
+            return None
+        if group["inactive_rule"] == "no":
+            step, steps = 0.0, 0
+        new = parameter.detach().cpu().numpy()
+        # The arithmetic has the step in the weights' precision.
+        how = StepCounts(float(new.dtype.type(step)), steps, whole)
+        try:
+            return as_step_counts(new, old, how)
+        except LayoutError as error:
+            raise ConfigError(
+                f"reply='coded': {error} Something beside the optimizer moves the weights; use reply='dense'."
+            ) from error
+
+    def _ever_active(self, group: Group, parameter: Tensor, windows: Iterable[int]) -> NDArray:
+        """Return which rows (m, 1), columns (1, n) or entries (m, n) were active in one of ``windows``."""
+        m, n = _matrix_shape(parameter)
+        marks = np.zeros({"rows": (m, 1), "columns": (1, n)}.get(group["projector"], (m, n)), bool)
+        blank = torch.zeros(()).expand(m, n)
+        for window in windows:
+            chosen = self._chosen(group, parameter, blank, window)
+            assert isinstance(chosen, Coordinates)
+            marks.reshape(-1)[chosen.index.numpy()] = True
+        return marks
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the moments of the active part, one number after the other, then zeros (not sent)."""

@@ -161,6 +161,7 @@ class StreamingStrategy(Algorithm, Strategy):
             server_round,
             self._lent,
             coordinates=self.coordinates,
+            received=model,
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
             kept=self.allocator.kept(self._buffers.values) if self.allocator is not None else {},
         )
