@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -152,12 +153,15 @@ def test_a_state_dict_resumes_the_path() -> None:
         trainer.step(whole.upper, whole.lower)
     for _ in range(5):
         other.step(first.upper, first.lower)
-    second = copy.deepcopy(first)
+    second, third = copy.deepcopy(first), pickle.loads(pickle.dumps((first, other)))
+    assert third[1].residual == 0.0
     resumed = second.trainer(init_steps=7)
     resumed.load_state_dict(other.state_dict())
     for _ in range(6):
         resumed.step(second.upper, second.lower)
+        third[1].step(third[0].upper, third[0].lower)
     assert torch.equal(second.x, whole.x)
+    assert torch.equal(third[0].x, whole.x)
     assert torch.equal(second.y, whole.y)
 
 

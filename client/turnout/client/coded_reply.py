@@ -11,9 +11,9 @@ from torch import Tensor
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.optim import ModuleOptimizer
 from turnout.tasks.task import Vector
+from turnout.wire.arrays import view
 from turnout.wire.errors import ConfigError
-from turnout.wire.grid_codes import GRID_STYPE, grid_view
-from turnout.wire.step_counts import step_counts_view
+from turnout.wire.step_counts import STEP_COUNTS_STYPE, step_counts_view
 
 
 class CodedReply:
@@ -29,18 +29,20 @@ class CodedReply:
     ) -> None:
         """Encode the trained model, and put what its codes say into its place.
 
-        So the client has what it sends, to the bit, and engines in which nothing travels give the same.
+        So the client has what it sends, to the bit, and engines in which nothing travels give the same. A
+        model that is not finite has no codes: it travels as it is, and is refused like any other.
         """
-        end = to_vector(model.parameters)
+        self._end = end = to_vector(model.parameters)
+        if not np.isfinite(end).all():
+            return
         for p, piece in places:
             old = self._start[piece].reshape(p.shape)
             array = optimizer.coded(p, old)
             if array is not None:
-                coded = grid_view(array, old.size) if array.stype == GRID_STYPE else step_counts_view(array, old)
-                end[piece] = coded.reshape(-1)
+                steps = array.stype == STEP_COUNTS_STYPE
+                end[piece] = (step_counts_view(array, old) if steps else view(array)).reshape(-1)
                 self._codes[piece.start] = array
         model.load_vector(end)
-        self._end = end
 
     def checked(self, received: Vector, sent: object) -> dict[int, Array]:
         """Return the codes, by the offsets of their tensors in the vector.
@@ -52,7 +54,7 @@ class CodedReply:
             self._end is None
             or not np.array_equal(self._start, received)
             or not isinstance(vector, np.ndarray)
-            or not np.array_equal(self._end, vector)
+            or not np.array_equal(self._end, vector, equal_nan=True)
         ):
             raise ConfigError(
                 "reply='coded' is for local updates that train the received model with the client's optimizer "

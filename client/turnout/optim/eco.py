@@ -83,6 +83,7 @@ class _ECO(ModuleOptimizer):
 
     split_key: ClassVar[tuple[str, Any, Any]] = ("eco", True, False)
     group_state: ClassVar[tuple[str, ...]] = (_RNG,)
+    own: ClassVar[tuple[str, ...]] = ("_generator",)
     seeding: ClassVar[Literal["client"]] = "client"
 
     def __init__(
@@ -179,6 +180,8 @@ class _ECO(ModuleOptimizer):
         """
         for group in self.param_groups:
             for p in group["params"] if group["eco"] else ():
+                if not p.numel():
+                    continue
                 state = self.state[p]
                 if missed_rounds and _FIRST in state:
                     state[_FIRST].mul_(group["staleness"] ** missed_rounds)

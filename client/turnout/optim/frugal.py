@@ -94,6 +94,7 @@ class FRUGAL(ModuleOptimizer):
     split_key: ClassVar[tuple[str, Any, Any]] = ("is_proj", True, False)
     group_state: ClassVar[tuple[str, ...]] = ("steps",)
     carried: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    own: ClassVar[tuple[str, ...]] = ("_begun",)
     seeding: ClassVar[Literal["round"]] = "round"
 
     def __init__(
@@ -260,7 +261,7 @@ class FRUGAL(ModuleOptimizer):
         """Step with a part of the matrix active."""
         G = gradient_of(p).reshape(_matrix_shape(p)).contiguous()
         subspace = self._subspace(group, p, G, window)
-        matrix = p.reshape(G.shape)
+        matrix = p.reshape(G.shape).contiguous()  # A copy, perhaps.
         lr = group["lr"] * group["proj_lr_scale"]
         coordinates = subspace.project(G)
         if isinstance(subspace, Coordinates):

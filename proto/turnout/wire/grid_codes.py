@@ -7,18 +7,19 @@ code (4, 0 for 8-bit floats); the scales; the codes, whole numbers from -most to
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array
 
-from turnout.wire.arrays import NDArray
 from turnout.wire.digits import MOST_BASE, pack_digits, packed_size, unpack_digits
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
 
 GRID_STYPE: Final = "turnout.grid-codes"
+_NDArray = np.ndarray[Any, np.dtype[Any]]
 _HEAD: Final = struct.Struct("<II")
 _KINDS: Final = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _MOST_CODE: Final = (MOST_BASE - 1) // 2
@@ -36,7 +37,7 @@ def _e4m3() -> np.ndarray[Any, np.dtype[np.float32]]:
 _E4M3: Final = _e4m3()
 
 
-def as_grid_array(codes: NDArray, scales: NDArray) -> Array:
+def as_grid_array(codes: _NDArray, scales: _NDArray) -> Array:
     """Encode weights ``codes * scales``: ``scales`` (S,) are those of consecutive stretches of equal length.
 
     Codes are whole numbers (int64), or the bytes of e4m3 floats (uint8). The weights' dtype is that of the
@@ -53,11 +54,14 @@ def as_grid_array(codes: NDArray, scales: NDArray) -> Array:
     return Array(dtype_name(scales.dtype), tuple(codes.shape), GRID_STYPE, data)
 
 
-def grid_view(array: Array, count: int) -> NDArray:
-    """Return the weights of an array of `as_grid_array`, which has ``count`` numbers by its shape, read-only.
+def grid_view(array: Array) -> _NDArray:
+    """Return the weights of an array of `as_grid_array`, read-only.
 
     Raises `LayoutError` when the bytes do not hold what they declare. Scales may be any, also not finite.
     """
+    if any(length < 0 for length in array.shape):
+        raise LayoutError(f"array declares shape {tuple(array.shape)}; lengths cannot be negative.")
+    count = math.prod(array.shape)  # Python's integers: a declared shape may be absurdly large.
     kind, data = _KINDS.get(array.dtype), memoryview(array.data)
     if kind is None or len(data) < _HEAD.size:
         raise LayoutError(f"codes of {array.dtype[:32]} in {len(data)} bytes; use {', '.join(_KINDS)}.")

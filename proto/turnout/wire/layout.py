@@ -23,7 +23,6 @@ from turnout.wire.arrays import (
 )
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
-from turnout.wire.grid_codes import GRID_STYPE, grid_view
 
 _FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 # Batch norm calls its averages so, and adapters the scores that they collect.
@@ -165,7 +164,7 @@ class ParameterLayout:
             )
         if array.dtype != spec.dtype:
             raise LayoutError(f"array {spec.name!r} has dtype {array.dtype}, the model needs {spec.dtype}.")
-        content = _content(array, spec.size)
+        content = leading_view(array) if array.stype == LEADING_STYPE else view(array)
         # What an array declares and what its bytes hold are two claims of the sender.
         if dtype_name(content.dtype) != (spec.dtype if spec.dtype != "bfloat16" else "float32"):
             raise LayoutError(f"array {spec.name!r} declares {spec.dtype} but its data is {content.dtype}.")
@@ -194,13 +193,6 @@ class ParameterLayout:
         return np.lib.stride_tricks.as_strided(
             first.reshape(-1), (self.size,), (self.dtype.itemsize,), writeable=False
         )
-
-
-def _content(array: Array, count: int) -> NDArray:
-    """Return what ``array`` holds, of any encoding that does without the tensor's former content."""
-    if array.stype == LEADING_STYPE:
-        return leading_view(array)
-    return grid_view(array, count) if array.stype == GRID_STYPE else view(array)
 
 
 def _encoded(block: NDArray, dtype: str) -> Array:

@@ -103,6 +103,8 @@ def step_counts_view(array: Array, old: NDArray) -> NDArray:
 def _counts(new: NDArray, old: NDArray, how: StepCounts) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return how many steps each number moved down."""
     moved = old.astype(np.float64) - new
+    if not np.isfinite(moved).all():
+        raise LayoutError("numbers that are not finite are no multiples of a step.")
     counts = np.zeros(new.shape, np.int64)
     if how.step and how.most:
         counts[...] = np.clip(np.rint(moved / how.step), -how.most, how.most)

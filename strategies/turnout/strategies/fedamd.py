@@ -46,6 +46,7 @@ class FedAMD(StreamingStrategy):
     cold_start: bool = True
     memory: str = "ram"
 
+    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("bullseyes",)
 
     def __post_init__(self) -> None:

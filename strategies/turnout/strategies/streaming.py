@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -49,6 +49,9 @@ class StreamingStrategy(Algorithm, Strategy):
         participants, by examples, with the next model. ``optimizer_state = "send"`` of an experiment's
         ``[client]`` sets it.
     """
+
+    #: Whether clients reply the received model as their optimizer trained it: then they may send its codes.
+    takes_codes: ClassVar[bool] = True
 
     max_update_norm: float | None = None
     carried_vectors: tuple[str, ...] = ()
@@ -149,7 +152,7 @@ class StreamingStrategy(Algorithm, Strategy):
         available = self._enter_round(server_round, arrays, grid)
         # Clients get, and send, the carried vectors beside what the algorithm asks for.
         self._asked = self._carried.open_round(self.select(server_round, available))
-        model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
+        model = self.travelling(self.coordinates.outside(self.broadcast()))
         # Updates are relative to what clients receive, which 16-bit tensors round.
         travelling = self.layout.flatten(model)
         self.coordinates.sent(travelling)
@@ -168,6 +171,10 @@ class StreamingStrategy(Algorithm, Strategy):
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def travelling(self, vector: NDArray) -> ArrayRecord:
+        """Return the model ``vector``, in the messages' layout, as clients are sent it for training."""
+        return self.layout.record(vector, self._buffers.values)
 
     def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
         """Open the round for everyone the engine knows, and return the nodes that can be asked."""
