@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from optimizer_table import pickled
 from torch import Tensor
 
 from turnout.client import client_app
@@ -153,7 +153,7 @@ def test_a_state_dict_resumes_the_path() -> None:
         trainer.step(whole.upper, whole.lower)
     for _ in range(5):
         other.step(first.upper, first.lower)
-    second, third = copy.deepcopy(first), pickle.loads(pickle.dumps((first, other)))
+    second, third = copy.deepcopy(first), pickled((first, other))
     assert third[1].residual == 0.0
     resumed = second.trainer(init_steps=7)
     resumed.load_state_dict(other.state_dict())

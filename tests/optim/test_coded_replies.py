@@ -89,7 +89,7 @@ def test_entries_of_every_window_of_a_round_travel_whole() -> None:
 
 
 def test_frugal_without_a_rule_sends_nothing_for_what_stays() -> None:
-    model, _, _, codes = trained(frugal("columns", inactive_rule="no"))
+    _, _, _, codes = trained(frugal("columns", inactive_rule="no"))
     assert [len(array.data) for array in codes.values()] == [16 + 2 + 4 * 24, 16 + 1 + 4 * 20]
 
 
@@ -148,7 +148,7 @@ def app_of(optimizer: str, **more: Any) -> ClientApp:
 
 
 class Posted(ClientApp):
-    """An app that hides what another is, so that everything passes through messages; and what they weighed."""
+    """An app that hides what another is, so that all passes through messages; and what they weighed."""
 
     def __init__(self, app: ClientApp) -> None:
         super().__init__()

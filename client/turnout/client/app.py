@@ -94,8 +94,8 @@ def client_app(
     )
     if reply == "coded" and mods:
         raise ConfigError(
-            "reply='coded' is what clients and server make of the same numbers, which mods (a link) may change "
-            "or must read; use reply='dense', or no mods."
+            "reply='coded' is what clients and server make of the same numbers, which mods (a link) may "
+            "change or must read; use reply='dense', or no mods."
         )
     if options.warning is not None:
         _log.warning("optimizer %r: %s", options.optimizer, options.warning)

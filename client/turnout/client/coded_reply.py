@@ -1,4 +1,4 @@
-"""Replies in the codes of the client's optimizer: fewer bytes for weights that lie on a grid, or moved by steps."""
+"""Replies in the codes of the client's optimizer: of weights that lie on a grid, or moved by whole steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CodedReply:
             or not np.array_equal(self._end, vector, equal_nan=True)
         ):
             raise ConfigError(
-                "reply='coded' is for local updates that train the received model with the client's optimizer "
-                "and reply it, which this one does not; use reply='dense' with this strategy."
+                "reply='coded' is for local updates that train the received model with the client's "
+                "optimizer and reply it, which this one does not; use reply='dense' with this strategy."
             )
         return self._codes

@@ -83,8 +83,8 @@ def _check_coding(options: TrainOptions) -> None:
     method = module_optimizer(options.optimizer)
     if method is None:
         raise ConfigError(
-            f"reply='coded': optimizer {options.optimizer!r} has no code for its weights; use reply='dense', or "
-            "an optimizer with one (frugal, eco-sgd, eco-adamw)."
+            f"reply='coded': optimizer {options.optimizer!r} has no code for its weights; use reply='dense', "
+            "or an optimizer with one (frugal, eco-sgd, eco-adamw)."
         )
     method.check_coding(_settings(options))
 

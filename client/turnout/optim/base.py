@@ -188,8 +188,9 @@ class ModuleOptimizer(torch.optim.Optimizer):
     def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
         """Return the parameter as it travels in a coded reply, None as every other tensor does.
 
-        The receiver has ``old``, what the parameter was before the last `begin_round`. What is decoded replaces
-        the parameter, so that a client has what it sent. Raises `ConfigError` when the code does not fit.
+        The receiver has ``old``, what the parameter was before the last `begin_round`. What is decoded
+        replaces the parameter, so that a client has what it sent. Raises `ConfigError` when the code does not
+        fit.
         """
         return None
 

@@ -97,6 +97,7 @@ class BORep(torch.optim.Optimizer):
                 raise ConfigError(
                     f"no parameter with requires_grad has role={role!r}; BO-REP needs both levels."
                 )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of variables; raises `ConfigError` unless it says which level they are of."""
         if param_group.get("role") not in _ROLES:

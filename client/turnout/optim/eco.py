@@ -195,7 +195,7 @@ class _ECO(ModuleOptimizer):
         """Every grid has codes."""
 
     def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
-        """Return codes and scales of weights on the grid: a byte a weight for "int8" and "fp8", less below."""
+        """Return codes and scales of weights on the grid: a byte a weight, less for fewer bits than 8."""
         group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
         if not group["eco"] or not parameter.numel():
             return None

@@ -95,7 +95,8 @@ def leading_view(array: Array) -> NDArray:
 def view(array: Array) -> NDArray:
     """Return the content of ``array`` as a read-only ndarray, without copying where the bytes are its own.
 
-    bfloat16 and signs come back as float32, codes of a grid as the numbers that they stand for. Raises `LayoutError` when the bytes do not hold what the array declares.
+    bfloat16 and signs come back as float32, codes of a grid as the numbers that they stand for. Raises
+    `LayoutError` when the bytes do not hold what the array declares.
     """
     if isinstance(array, LazyArray):
         return array.ndarray

@@ -105,7 +105,7 @@ class ServerECO(FedAvg):
         return int(2 ** (self.bits - 1) - 1)
 
     def _scale(self, block: NDArray) -> NDArray:
-        """Return the step of each row, shape (rows, 1), with which its largest number has the largest code."""
+        """Return the step of each row, shape (rows, 1): its largest number has the largest code."""
         largest: NDArray = np.abs(block).max(axis=1, keepdims=True)
         return np.where(largest > 0, largest, 1.0) / self._most
 
