@@ -31,11 +31,11 @@ from turnout.optim.subspaces import (
     choose,
     restored,
 )
+from turnout.optim.whole_steps import require_whole_steps, step_counts
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.arrays import NDArray
-from turnout.wire.errors import ConfigError, LayoutError, unknown_name
+from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
-from turnout.wire.step_counts import StepCounts, as_step_counts
 
 _WINDOW: Final = "window"
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -316,15 +316,7 @@ class FRUGAL(ModuleOptimizer):
     @classmethod
     def check_coding(cls, options: Mapping[str, Any]) -> None:
         """Raise `ConfigError` unless inactive entries move by whole steps."""
-        reason = None
-        if options.get("weight_decay"):
-            reason = f"weight_decay={options['weight_decay']} moves weights by other amounts; set it to 0"
-        elif options.get("projector") == "galore":
-            reason = "projector='galore' moves every entry by Adam; use 'block', 'columns', 'rows' or 'randk'"
-        elif options.get("inactive_rule") == "sgd":
-            reason = "inactive_rule='sgd' moves entries by their gradients; use 'sign_sgd' or 'no'"
-        if reason is not None:
-            raise ConfigError(f"reply='coded' needs entries that move by whole steps, but {reason}.")
+        require_whole_steps(options)
 
     def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
         """Return by how many steps entries moved that were inactive since `begin_round`; active ones whole.
@@ -333,32 +325,19 @@ class FRUGAL(ModuleOptimizer):
         the learning rate changed since, or anything but steps moved an entry.
         """
         number = next(i for i, g in enumerate(self.param_groups) if any(p is parameter for p in g["params"]))
-        group, (first, step) = self.param_groups[number], self._begun[number]
+        group, (first, size) = self.param_groups[number], self._begun[number]
         if not group["is_proj"]:
             return None
-        if step != _inactive_lr(group):
-            raise ConfigError(
-                f"reply='coded': the size of a step went from {step:g} to {_inactive_lr(group):g} within a "
-                "round; keep lr constant in it, or use reply='dense'."
-            )
-        gap, steps = group["update_gap"], group["steps"] - first
+        steps, sizes, whole = group["steps"] - first, (size, _inactive_lr(group)), None
+        gap = group["update_gap"]
         windows = range(first // gap, (group["steps"] - 1) // gap + 1) if steps else range(0)
-        whole = None
         if group["projector"] != "block":
             whole = self._ever_active(group, parameter, windows)
         elif any(parameter in self._active(group, window) for window in windows):
             return None
         if group["inactive_rule"] == "no":
-            step, steps = 0.0, 0
-        new = parameter.detach().cpu().numpy()
-        # The arithmetic has the step in the weights' precision.
-        how = StepCounts(float(new.dtype.type(step)), steps, whole)
-        try:
-            return as_step_counts(new, old, how)
-        except LayoutError as error:
-            raise ConfigError(
-                f"reply='coded': {error} Something beside the optimizer moves the weights; use reply='dense'."
-            ) from error
+            steps, sizes = 0, (0.0, 0.0)
+        return step_counts(parameter, old, steps, sizes, whole)
 
     def _ever_active(self, group: Group, parameter: Tensor, windows: Iterable[int]) -> NDArray:
         """Return which rows (m, 1), columns (1, n) or entries (m, n) were active in one of ``windows``."""
