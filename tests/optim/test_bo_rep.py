@@ -122,6 +122,21 @@ def test_beta_zero_is_normalised_sgd() -> None:
     assert torch.allclose(again.x - 0.03 * h / h.norm(), moved, rtol=1e-12)
 
 
+def test_without_a_direction_x_stays_and_frozen_variables_have_no_say() -> None:
+    problem = Quadratic()
+    frozen = torch.ones(3, dtype=torch.float64)
+    groups = [{"params": [problem.x, frozen], "role": "upper"}, {"params": [problem.y], "role": "lower"}]
+    trainer = BORep(groups, lr=0.03, lower_lr=0.2, nu=0.2)
+    before = problem.x.detach().clone()
+    trainer.step(lambda: 0.0 * problem.upper(), problem.lower)
+    assert torch.equal(problem.x, before)
+    trainer.step(problem.upper, problem.lower)
+    assert float((problem.x.detach() - before).norm()) == pytest.approx(0.03)
+    assert torch.equal(frozen, torch.ones(3, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="role=None"):
+        trainer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+
+
 def test_y_moves_when_due_and_z_in_each_step() -> None:
     problem = Quadratic()
     trainer = problem.trainer(interval=3)
