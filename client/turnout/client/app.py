@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
@@ -161,10 +161,8 @@ class Trainer:
                 content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
-        for spec in layout.tensors if outcome.codes else ():
-            sent = content[keys.ARRAYS]
-            if spec.offset in outcome.codes and spec.name in sent and sent[spec.name].shape == spec.shape:
-                sent[spec.name] = outcome.codes[spec.offset]
+        if isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
+            _put_codes(sent, layout, outcome.codes)
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -325,6 +323,13 @@ def _leave_out_unchanged(
             whole = view(sent[name])
             if np.array_equal(part.rest(whole), part.rest(view(received[name]))):
                 sent[name] = as_array(part.taken(whole))
+
+
+def _put_codes(sent: ArrayRecord, layout: ParameterLayout, codes: Mapping[int, Array]) -> None:
+    """Put ``codes``, by the offsets of their tensors, into the places of what is ``sent`` whole."""
+    for spec in layout.tensors if codes else ():
+        if spec.offset in codes and spec.name in sent and tuple(sent[spec.name].shape) == spec.shape:
+            sent[spec.name] = codes[spec.offset]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

@@ -36,6 +36,7 @@ from turnout.tasks.validation import check_count, check_number
 from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
+from turnout.wire.step_counts import matrix_shape
 
 _WINDOW: Final = "window"
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -192,7 +193,7 @@ class FRUGAL(ModuleOptimizer):
         if not group["is_proj"] or group["projector"] == "block":
             super().check_state(parameter, state)
         elif "exp_avg" in state:
-            matrix = torch.empty(_matrix_shape(parameter), device="meta")
+            matrix = torch.empty(matrix_shape(parameter.shape), device="meta")
             known = {k: v.to("meta") for k, v in state.items() if k in ("index", "basis")}
             try:
                 fits = restored(group["projector"], known, matrix.shape).project(matrix).shape
@@ -259,7 +260,7 @@ class FRUGAL(ModuleOptimizer):
 
     def _projected(self, group: Group, p: Tensor, window: int) -> None:
         """Step with a part of the matrix active."""
-        G = gradient_of(p).reshape(_matrix_shape(p)).contiguous()
+        G = gradient_of(p).reshape(matrix_shape(p.shape)).contiguous()
         subspace = self._subspace(group, p, G, window)
         matrix = p.reshape(G.shape).contiguous()  # A copy, perhaps.
         lr = group["lr"] * group["proj_lr_scale"]
@@ -341,13 +342,12 @@ class FRUGAL(ModuleOptimizer):
 
     def _ever_active(self, group: Group, parameter: Tensor, windows: Iterable[int]) -> NDArray:
         """Return which rows (m, 1), columns (1, n) or entries (m, n) were active in one of ``windows``."""
-        m, n = _matrix_shape(parameter)
+        m, n = matrix_shape(parameter.shape)
         marks = np.zeros({"rows": (m, 1), "columns": (1, n)}.get(group["projector"], (m, n)), bool)
         blank = torch.zeros(()).expand(m, n)
         for window in windows:
-            chosen = self._chosen(group, parameter, blank, window)
-            assert isinstance(chosen, Coordinates)
-            marks.reshape(-1)[chosen.index.numpy()] = True
+            index = self._chosen(group, parameter, blank, window).tensors()["index"]
+            marks.reshape(-1)[index.numpy()] = True
         return marks
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -368,7 +368,7 @@ class FRUGAL(ModuleOptimizer):
         if not group["is_proj"]:
             super().adopt(parameter, moments, steps)
         elif group["projector"] != "block":
-            blank = zeros_for(parameter).reshape(_matrix_shape(parameter))
+            blank = zeros_for(parameter).reshape(matrix_shape(parameter.shape))
             subspace = self._chosen(group, parameter, blank, window)
             shape = subspace.project(blank).shape
             super().adopt(parameter, {}, since)
@@ -395,9 +395,3 @@ def _spread(moment: Tensor, parameter: Tensor) -> Tensor:
     flat = moment.new_zeros(parameter.numel())
     flat[: moment.numel()] = moment.reshape(-1)
     return flat.view(parameter.shape)
-
-
-def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
-    """Return the parameter's shape as a matrix: its first dimension by the rest."""
-    rows = parameter.shape[0]
-    return rows, parameter.numel() // max(1, rows)

@@ -21,7 +21,7 @@ from turnout.wire.flower import dtype_name
 GRID_STYPE: Final = "turnout.grid-codes"
 _NDArray = np.ndarray[Any, np.dtype[Any]]
 _HEAD: Final = struct.Struct("<II")
-_KINDS: Final = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
+_KINDS: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _MOST_CODE: Final = (MOST_BASE - 1) // 2
 
 
@@ -73,6 +73,7 @@ def grid_view(array: Array) -> _NDArray:
         raise LayoutError(
             f"{count} codes up to {most} under {stretches} scales do not lie in {len(data)} bytes."
         )
+    weights: _NDArray
     scales = np.frombuffer(data[_HEAD.size : middle], kind)
     if most == 0:
         weights = _E4M3[np.frombuffer(data[middle:], np.uint8)].astype(kind)
@@ -81,5 +82,6 @@ def grid_view(array: Array) -> _NDArray:
     if stretches:
         with np.errstate(over="ignore", invalid="ignore"):  # Whether it is finite is asked of the reply.
             weights.reshape(stretches, -1)[...] *= scales[:, np.newaxis]
+    weights = weights.reshape(array.shape)
     weights.flags.writeable = False
-    return weights.reshape(array.shape)
+    return weights

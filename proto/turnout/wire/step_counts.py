@@ -23,7 +23,7 @@ from turnout.wire.flower import dtype_name
 
 STEP_COUNTS_STYPE: Final = "turnout.step-counts"
 _HEAD: Final = struct.Struct("<dIB3x")
-_KINDS: Final = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
+_KINDS: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _MOST_STEPS: Final = (MOST_BASE - 1) // 2
 
 
@@ -120,8 +120,9 @@ def _stepped(old: NDArray, step: float, counts: NDArray) -> NDArray:
     return moved
 
 
-def _kind(shape: tuple[int, ...], m: int, n: int) -> int:
-    return {(m, n): 3, (1, n): 2, (m, 1): 1}[shape]
+def _kind(shape: tuple[Any, ...], m: int, n: int) -> int:
+    kinds: dict[tuple[Any, ...], int] = {(m, n): 3, (1, n): 2, (m, 1): 1}
+    return kinds[shape]
 
 
 def _mask(data: memoryview, axis: int, shape: tuple[int, ...]) -> tuple[NDArray, int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -49,9 +49,6 @@ class StreamingStrategy(Algorithm, Strategy):
         participants, by examples, with the next model. ``optimizer_state = "send"`` of an experiment's
         ``[client]`` sets it.
     """
-
-    #: Whether clients reply the received model as their optimizer trained it: then they may send its codes.
-    takes_codes: ClassVar[bool] = True
 
     max_update_norm: float | None = None
     carried_vectors: tuple[str, ...] = ()
@@ -130,11 +127,10 @@ class StreamingStrategy(Algorithm, Strategy):
         """Choose the cohort and return one request per client, all sharing one copy of the model."""
         started = time.perf_counter()
         cohort = self._open_round(server_round, arrays, config, grid)
-        group = str(server_round)
         by_node = {node: part.content for part in cohort.parts for node in part.nodes}
         always = isinstance(grid, CohortGrid)  # In this process nothing travels, and no client keeps it.
         contents = self.shared.attached(by_node, always=always)
-        messages = [request(contents[node], dst_node_id=node, group_id=group) for node in self._asked]
+        messages = [request(contents[n], dst_node_id=n, group_id=str(server_round)) for n in self._asked]
         self._intake.asked(messages)
         self.seconds["select"] = time.perf_counter() - started
         return messages
@@ -153,8 +149,7 @@ class StreamingStrategy(Algorithm, Strategy):
         # Clients get, and send, the carried vectors beside what the algorithm asks for.
         self._asked = self._carried.open_round(self.select(server_round, available))
         model = self.travelling(self.coordinates.outside(self.broadcast()))
-        # Updates are relative to what clients receive, which 16-bit tensors round.
-        travelling = self.layout.flatten(model)
+        travelling = self.layout.flatten(model)  # What updates are relative to: 16-bit tensors round.
         self.coordinates.sent(travelling)
         sent = self.coordinates.inside(travelling)
         self._intake = Intake(
