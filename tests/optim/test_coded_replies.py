@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from typing import Any
 
@@ -17,6 +18,7 @@ from turnout.client import FlatModel, TrainOptions, client_app
 from turnout.client.mods import noisy_link
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.experiment import Experiment
+from turnout.experiment.build import build, make_app
 from turnout.simulation import Bernoulli, LocalGrid
 from turnout.strategies import FedAvg, StreamingStrategy
 from turnout.tasks import Digits
@@ -125,12 +127,23 @@ def test_a_rate_that_changes_within_the_round_is_refused() -> None:
 
 
 def test_what_else_moves_a_weight_is_noticed() -> None:
-    model = FlatModel(nn.Sequential(*(nn.Linear(n, m) for n, m in WIDTHS)))
-    asked = RoundOptimizer(frugal("rows", density=0.0), RecordDict(), 0, 1, STEPS)
-    optimizer = asked.begin(model, 0.01, lambda key: None)
-    model.parameters[0] += 0.003
-    with pytest.raises(ConfigError, match="Something beside the optimizer"):
+    """It is no step of FRUGAL's; from ECO's grid the tensor is off, and travels as it is."""
+    for method, coded in (("frugal", None), ("eco-sgd", 1)):
+        model = FlatModel(nn.Sequential(*(nn.Linear(n, m) for n, m in WIDTHS)))
+        options = frugal("rows", density=0.0)
+        if coded is not None:
+            options = dataclasses.replace(options, optimizer=method, optimizer_options={})
+        asked, start = RoundOptimizer(options, RecordDict(), 0, 1, STEPS), model.vector()
+        optimizer = asked.begin(model, 0.01, lambda key: None)
+        model.parameters[0] += 0.003
+        if coded is None:
+            with pytest.raises(ConfigError, match="Something beside the optimizer"):
+                asked.end(optimizer, model)
+            continue
+        moved = model.vector()
         asked.end(optimizer, model)
+        assert np.array_equal(model.vector(), moved)
+        assert list(asked.codes(start, moved)) == [12 * 8 + 8]
 
 
 # --- federations ---------------------------------------------------------------------------------------
@@ -260,3 +273,25 @@ def test_impossible_choices_are_refused(client: str, words: str) -> None:
 def test_mods_are_refused() -> None:
     with pytest.raises(ConfigError, match="use reply='dense', or no mods"):
         app_of("frugal", reply="coded", mods=[noisy_link(0.1)])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "client"),
+    [
+        ("lora", CODED),
+        ("lora", f'{CODED}optimizer_options = {{ projector = "columns" }}'),
+        ("ist", 'optimizer = "eco-sgd"\nreply = "coded"\noptimizer_state = "keep"'),
+    ],
+)
+def test_adapters_reply_in_codes(adapter: str, client: str) -> None:
+    """Also where parts of a model are put back after a step, and unchanged tensors left out."""
+    text = f'{experiment(client, 2)}\n[peft]\nname = "{adapter}"'
+    made = Experiment.from_dict(tomllib.loads(text))
+    vectors = []
+    for post in (Posted, lambda app: app):
+        parts = build(made)
+        app = post(make_app(made, parts.task))
+        parts.strategy.start(LocalGrid(app, 6, executor="serial"), parts.task.initial_arrays(), num_rounds=2)
+        assert all(report.outcome == "ok" for report in parts.strategy.reports)
+        vectors.append(parts.strategy.x.copy())
+    assert np.array_equal(vectors[0], vectors[1])

@@ -18,6 +18,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from turnout.optim.coded_layers import handles, store, weights_of
 from turnout.optim.momentum_step import MomentumStep
 from turnout.optim.quantizers import Quantizer, quantizer_of
 from turnout.tasks.validation import check_count, check_number
-from turnout.wire.arrays import NDArray
+from turnout.wire.arrays import NDArray, view
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
 
@@ -200,7 +201,10 @@ class _ECO(ModuleOptimizer):
         if not group["eco"] or not parameter.numel():
             return None
         quantizer: Quantizer = quantizer_of(group["quantizer"], group["block"])
-        return quantizer.travelling(parameter.detach(), self.state[parameter].get(_SCALE))
+        array = quantizer.travelling(parameter.detach(), self.state[parameter].get(_SCALE))
+        if array is None or not np.array_equal(view(array), parameter.detach().cpu().numpy()):
+            return None  # Something else has moved them off the grid, as adapters do that put weights back.
+        return array
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         """Take one step."""
