@@ -86,6 +86,19 @@ METHODS = {
 """Experiment files, of four rounds, of the methods that are a strategy and a local update together."""
 
 
+CODED = {
+    "frugal in codes": (
+        'optimizer = "frugal"\nlr = 0.01\nreply = "coded"\n'
+        'optimizer_options = { projector = "columns", update_gap = 4 }\n[strategy]\nname = "fedstale"'
+    ),
+    "eco in codes both ways": (
+        'optimizer = "eco-sgd"\nlr = 0.3\nreply = "coded"\noptimizer_state = "keep"\n'
+        '[strategy]\nname = "eco"\nmomentum = 0.5'
+    ),
+}
+"""``[client]`` options, and a strategy, of clients that reply in codes."""
+
+
 def experiment(client: str, rounds: int = 4) -> str:
     """Return the experiment file with these client options."""
     return EXPERIMENT.format(client=client, rounds=rounds)

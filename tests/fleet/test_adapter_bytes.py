@@ -1,4 +1,4 @@
-"""What crosses a real gRPC connection for every adapter: the numbers of its formula, and little else."""
+"""What crosses a real gRPC connection for every adapter, and in codes: the formula's bytes, little else."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from turnout.server.fleet import FleetGrid, FleetServer, servicer
 from turnout.tasks import Digits
 from turnout.wire import as_array, keys, view
 from turnout.wire.framing import Chunk
+from turnout.wire.step_counts import STEP_COUNTS_STYPE
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "adapters")]
 
@@ -29,6 +30,11 @@ from adapter_rows import ROWS, SIDES, Row, ids  # noqa: E402 - found by the line
 
 # Of a reply: names and shapes of its tensors, the metrics, the frames.
 HEAD, PER_TENSOR = 400, 100
+
+
+# Counts of 2 steps, -2 to 2: 24 of them go into 7 bytes.
+CODED: dict[str, Any] = {"optimizer": "frugal", "lr": 0.01, "reply": "coded"}
+CODED |= {"optimizer_options": {"projector": "columns", "density": 0.25}}
 
 
 class Narrow(Digits):
@@ -44,15 +50,15 @@ def task_of(row: Row) -> AdaptedTask:
 
 @dataclass
 class Connection:
-    """A server with one client, who trains the adapter that a request names."""
+    """A server with one client, who trains the adapter that a request names; without one, `CODED`."""
 
     grid: FleetGrid
     server: FleetServer
     frames: list[int]
 
-    def ask(self, row: Row, arrays: ArrayRecord, **config: Any) -> tuple[ArrayRecord, int, int]:
+    def ask(self, row: Row | None, arrays: ArrayRecord, **config: Any) -> tuple[ArrayRecord, int, int]:
         """Return the reply's arrays, their bytes as the server counts them, and those of all its frames."""
-        config |= {keys.SERVER_ROUND: 1, "row": ROWS.index(row)}
+        config |= {keys.SERVER_ROUND: 1, "row": -1 if row is None else ROWS.index(row)}
         content = RecordDict({keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord(config)})
         before, framed = self.server.counters.received_bytes, sum(self.frames)
         message = self.grid.create_message(content, "train", 0, "1")
@@ -71,7 +77,9 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]
     def train(message: Message, context: Context) -> Message:
         number: Any = message.content[keys.CONFIG]["row"]
         if number not in apps:
-            apps[number] = client_app(task_of(ROWS[number]), lr=0.1, local_steps=2)
+            options = CODED if number < 0 else {"lr": 0.1}
+            task = Narrow(num_clients=1) if number < 0 else task_of(ROWS[number])
+            apps[number] = client_app(task, local_steps=2, **options)
         return apps[number](message, context)
 
     def counting(raw: bytes) -> Any:
@@ -117,3 +125,16 @@ def test_of_fixed_ranks_only_the_triplets_that_are_left_travel(connection: Conne
     assert received == 4 * (d_out + d_in + 1) + 4 * (1 + 4)  # And a byte of the mask, a score of each.
     np.testing.assert_array_equal(view(replied["3.lora_A"]).shape, (1, d_in))
     assert not np.array_equal(view(replied["3.lora_A"])[0], view(arrays["3.lora_A"])[1])
+
+
+def test_counts_of_steps_are_what_crosses(connection: Connection) -> None:
+    arrays = Narrow(num_clients=1).initial_arrays()
+    replied, received, framed = connection.ask(None, arrays)
+    d_out, d_in = SIDES  # The hidden layer of (d_in, 64) is projected, the last one is the output layer.
+    counted, active = d_in * 48, d_in * 16
+    coded = 16 + 8 + 4 * active + 7 * -(-counted // 24)
+    dense = 4 * (d_in + d_out * d_in + d_out)
+    assert 0 <= received - coded - dense <= 7
+    assert received < 0.5 * 4 * (d_in * 64) + dense
+    assert received <= framed <= received + HEAD + PER_TENSOR * len(arrays)
+    assert [name for name, array in replied.items() if array.stype == STEP_COUNTS_STYPE] == ["1.weight"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fleet_commands import Turnout, free_port, simulated
 from flwr.app import ConfigRecord
-from optimizer_experiments import CLIENTS, METHODS, experiment
+from optimizer_experiments import CLIENTS, CODED, METHODS, experiment
 
 from turnout.experiment import Experiment
 from turnout.experiment.build import Federation, build
@@ -88,11 +88,11 @@ def run(grid: Any, parts: Federation, text: str, *callbacks: Callback, **options
     return parts.strategy
 
 
-@pytest.mark.parametrize("slug", [*CLIENTS, *METHODS])
+@pytest.mark.parametrize("slug", [*CLIENTS, *METHODS, *CODED])
 def test_a_fleet_trains_as_the_simulation(
     slug: str, served: Any, node: list[Any], digest: Callable[[Any], str]
 ) -> None:
-    text = METHODS.get(slug) or experiment(CLIENTS[slug], ROUNDS)
+    text = METHODS.get(slug) or experiment({**CLIENTS, **CODED}[slug], ROUNDS)
     local, remote = federation(text), federation(text)
     expected = run(local.grid, local, text)
     grid = fleet_grid(served[0], remote)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,3 +96,8 @@ class Problem:
 def same(first: nn.Module, second: nn.Module) -> bool:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def pickled(objects: Any) -> Any:
+    """Return a copy that went through pickle."""
+    return pickle.loads(pickle.dumps(objects))  # noqa: S301 - Our own bytes.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from turnout.optim import AuON, HybridAuON, newton_schulz
+from turnout.optim.auon import rms_cosh
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 sizes = st.floats(1e-3, 1e3)
@@ -187,6 +188,14 @@ def test_other_parameters_get_adam() -> None:
             p.grad = g.clone()
             optimizer.step()
     assert torch.equal(ours, plain)
+
+
+def test_half_precision_is_normalised_in_float32() -> None:
+    G = drawn((64, 64), 12).bfloat16()
+    U, exact = direction(G), direction(G.float())
+    assert U.dtype == torch.bfloat16
+    assert torch.equal(U, exact.bfloat16())
+    assert float(rms_cosh(exact, 1.0)) > 1.0  # A mean of cosh in bfloat16 would be 1.
 
 
 def test_large_gradients_do_not_overflow() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from optimizer_table import pickled
 from torch import Tensor
 
 from turnout.client import client_app
@@ -121,6 +122,21 @@ def test_beta_zero_is_normalised_sgd() -> None:
     assert torch.allclose(again.x - 0.03 * h / h.norm(), moved, rtol=1e-12)
 
 
+def test_without_a_direction_x_stays_and_frozen_variables_have_no_say() -> None:
+    problem = Quadratic()
+    frozen = torch.ones(3, dtype=torch.float64)
+    groups = [{"params": [problem.x, frozen], "role": "upper"}, {"params": [problem.y], "role": "lower"}]
+    trainer = BORep(groups, lr=0.03, lower_lr=0.2, nu=0.2)
+    before = problem.x.detach().clone()
+    trainer.step(lambda: 0.0 * problem.upper(), problem.lower)
+    assert torch.equal(problem.x, before)
+    trainer.step(problem.upper, problem.lower)
+    assert float((problem.x.detach() - before).norm()) == pytest.approx(0.03)
+    assert torch.equal(frozen, torch.ones(3, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="role=None"):
+        trainer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+
+
 def test_y_moves_when_due_and_z_in_each_step() -> None:
     problem = Quadratic()
     trainer = problem.trainer(interval=3)
@@ -152,12 +168,15 @@ def test_a_state_dict_resumes_the_path() -> None:
         trainer.step(whole.upper, whole.lower)
     for _ in range(5):
         other.step(first.upper, first.lower)
-    second = copy.deepcopy(first)
+    second, third = copy.deepcopy(first), pickled((first, other))
+    assert third[1].residual == 0.0
     resumed = second.trainer(init_steps=7)
     resumed.load_state_dict(other.state_dict())
     for _ in range(6):
         resumed.step(second.upper, second.lower)
+        third[1].step(third[0].upper, third[0].lower)
     assert torch.equal(second.x, whole.x)
+    assert torch.equal(third[0].x, whole.x)
     assert torch.equal(second.y, whole.y)
 
 

@@ -159,6 +159,16 @@ def test_density_of_the_mask_needs_counting() -> None:
         optimizer.mask_density()
 
 
+def test_small_gradients_in_half_precision_are_accumulated_in_float32() -> None:
+    p = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = CLASSP([p], threshold=0.0, power=2.0)
+    for _ in range(4):
+        p.grad = torch.full((3,), 1e-5, dtype=torch.float16)  # Its square is below float16's least number.
+        optimizer.step()
+    square = float(torch.tensor(1e-5, dtype=torch.float16)) ** 2
+    torch.testing.assert_close(optimizer.state[p]["grad_sum"], torch.full((3,), 4 * square))
+
+
 def test_unused_embedding_rows_never_accumulate() -> None:
     layer = nn.Embedding(6, 3)
     optimizer = CLASSP(layer.parameters(), threshold=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -131,9 +132,11 @@ def test_state_dict_continues_to_the_bit() -> None:
     resumed = EGGROLL(twin.named_parameters(), lr=9.0, sigma=9.0, pairs=1)
     resumed.load_state_dict(optimizer.state_dict())
     assert (resumed.seed, resumed.round, resumed.sigma, resumed.pairs) == (3, 4, 0.1, 4)
+    copied, its_optimizer = copy.deepcopy((model, optimizer))
     optimizer.step(measure)
     resumed.step(problem(twin))
-    assert bytes_of(model) == bytes_of(twin)
+    its_optimizer.step(problem(copied))
+    assert bytes_of(model) == bytes_of(twin) == bytes_of(copied)
     with pytest.raises(ConfigError, match="same names"):
         EGGROLL(twin.parameters(), lr=1.0, sigma=0.1).load_state_dict(optimizer.state_dict())
 

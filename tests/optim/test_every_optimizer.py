@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_table import ROWS, Problem, Row, same
+from optimizer_table import ROWS, Problem, Row, pickled, same
 from torch import nn
 
 from turnout.optim import CLASSP, ECOSGD, FRUGAL, AuON, ECOAdamW, HybridAuON
@@ -126,6 +126,71 @@ def test_parameters_without_a_gradient_stay(row: Row, problem: Problem) -> None:
     module[0].requires_grad_(True)
     problem.train(module, optimizer, range(9, 12))
     assert not same(before, module[0])
+
+
+@each_class
+def test_copies_and_pickles_go_on_to_the_bit(row: Row, problem: Problem) -> None:
+    module = problem.module()
+    optimizer = row.of(module)
+    problem.train(module, optimizer, range(3))
+    copies = [copy.deepcopy((module, optimizer)), pickled((module, optimizer))]
+    problem.train(module, optimizer, range(3, 8))
+    for other, its_optimizer in copies:
+        problem.train(other, its_optimizer, range(3, 8))
+        assert same(module, other)
+        its_optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+
+
+@every
+@pytest.mark.parametrize("foreach", [True, False])
+def test_tensors_of_every_shape_and_dtype_in_one_group(row: Row, foreach: bool) -> None:
+    """Without numbers, of several precisions, not contiguous."""
+    shapes = [(0, 4), (4, 0), (0,), (), (8, 8)]
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    kinds = (torch.bfloat16, torch.float16, torch.float64)
+    params += [nn.Parameter(torch.ones(8, 8, dtype=dtype)) for dtype in kinds]
+    params.append(nn.Parameter(torch.ones(8, 4).mT))
+    optimizer = row.kind(params, **{**row.options, "foreach": foreach})
+    optimizer.begin_round()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(16):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        optimizer.step()
+    assert all(torch.isfinite(p).all() and not (p == 1).all() for p in params if p.numel())
+    assert not any("exp_avg" in optimizer.state.get(p, {}) for p in params if not p.numel())
+
+
+@each_class
+def test_state_goes_on_in_another_precision(row: Row, problem: Problem) -> None:
+    """As with torch's own, a float32 model's state serves its float64 copy."""
+    module = problem.module()
+    optimizer = row.of(module)
+    problem.train(module, optimizer, range(3))
+    wide, problem_64 = copy.deepcopy(module).double(), copy.copy(problem)
+    problem_64.x = problem.x.double()
+    other = row.of(wide)
+    other.load_state_dict(saved(optimizer))
+    problem.train(module, optimizer, range(3, 6))
+    problem_64.train(wide, other, range(3, 6))
+    floats = [v for s in other.state.values() for k, v in s.items() if v.is_floating_point() and k != "step"]
+    assert {v.dtype for v in floats} == {torch.float64}
+    if row.kind not in (ECOSGD, ECOAdamW):  # Whose noise is drawn in another precision.
+        for p, q in zip(module.parameters(), wide.parameters(), strict=True):
+            torch.testing.assert_close(p.double(), q, rtol=1e-3, atol=1e-4)
+
+
+@each_class
+def test_closures_have_gradients_and_nothing_to_do_does_nothing(row: Row, problem: Problem) -> None:
+    module = problem.module()
+    optimizer, before = row.of(module), copy.deepcopy(module)
+    optimizer.step()
+    assert same(before, module)
+    with torch.no_grad():
+        assert optimizer.step(lambda: float(torch.is_grad_enabled())) == 1.0
+    first = optimizer.param_groups[0]["params"][0]
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [first]})
 
 
 @each_class

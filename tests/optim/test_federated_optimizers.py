@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from optimizer_experiments import CLIENTS, METHODS, experiment
+from optimizer_experiments import CLIENTS, CODED, METHODS, experiment
 from torch import nn
 
 from turnout.client import FlatModel, TrainOptions, client_app
@@ -38,7 +38,7 @@ OTHERS = {
     "frugal kept": CLIENTS["frugal"].replace('"send"', '"keep"').replace("update_gap = 4", "update_gap = 7"),
     "eco-sgd sent": 'optimizer = "eco-sgd"\nlr = 0.3\noptimizer_state = "send"',
 }  # fmt: skip
-EVERY = {**CLIENTS, **OTHERS}
+EVERY = {**CLIENTS, **OTHERS, **CODED}
 
 
 def made(client: str) -> Experiment:

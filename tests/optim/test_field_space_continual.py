@@ -61,18 +61,13 @@ def test_the_moments_are_those_of_sampled_binary_weights(kind: str) -> None:
     made, x = layer(kind)
     mean, variance = made.moments(x)
     chance = (1 + made.magnetisation()) / 2
-    samples = torch.stack(
-        [
-            made.apply_weights(x, (torch.rand_like(chance) < chance).double() * 2 - 1)
-            / math.sqrt(made.fan_in)
-            for _ in range(4000)
-        ]
-    )
+    weights = (torch.rand(4000, *chance.shape) < chance).double() * 2 - 1
+    samples = torch.func.vmap(lambda w: made.apply_weights(x, w))(weights) / math.sqrt(made.fan_in)
     error = 5 * (variance / 4000).sqrt() + 1e-9
     assert bool(((samples.mean(0) - mean).abs() <= error).all())
     assert torch.allclose(samples.var(0), variance, rtol=0.2, atol=1e-3)
     made.train()
-    noisy = torch.stack([made(x) for _ in range(4000)])
+    noisy = made(x.repeat(4000, *[1] * (x.dim() - 1))).unflatten(0, (4000, len(x)))
     assert bool(((noisy.mean(0) - mean).abs() <= error).all())
     assert torch.allclose(noisy.var(0), variance, rtol=0.2, atol=1e-3)
 
@@ -198,15 +193,33 @@ class TestOptimizer:
         p = torch.nn.Parameter(torch.zeros(1))
         p.grad = torch.ones(1)
         assert FieldOptimizer([p]).step(lambda: 2.5) == 2.5
-        with pytest.raises(ConfigError, match="prior='last' is not possible"):
+        with pytest.raises(ConfigError, match="unknown prior 'last'"):
             FieldOptimizer([p], prior="last")  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="role='mean' is not possible"):
-            FieldOptimizer([{"params": [p], "role": "mean"}])
+        optimizer = FieldOptimizer([{"params": [p]}])
+        for wrong, words in (({"role": "mean"}, "unknown role 'mean'"), ({"betas": (0.9, 1.0)}, "betas=1")):
+            with pytest.raises(ConfigError, match=words):
+                optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], **wrong})
+        p.grad = torch.zeros(1).to_sparse()
+        with pytest.raises(ConfigError, match="sparse gradient"):
+            optimizer.step()
+        with pytest.raises(ConfigError, match="complex64"):
+            FieldOptimizer([torch.nn.Parameter(torch.zeros(1, dtype=torch.complex64))])
+
+    def test_half_precision_fields_have_moments_in_float32(self) -> None:
+        p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+        optimizer = FieldOptimizer([p], kl_weight=0.1)
+        for _ in range(3):
+            p.grad = torch.full((3,), 1e-3, dtype=torch.bfloat16)
+            optimizer.step()
+        assert optimizer.state[p]["exp_avg_sq"].dtype == torch.float32
+        assert (p < 1).all()
 
     def test_groups_of_a_model(self) -> None:
         model = torch.nn.Sequential(BinaryFieldLinear(3, 2), torch.nn.BatchNorm1d(2))
         fields, plain = field_groups(model)
         assert [len(g["params"]) for g in (fields, plain)] == [1, 2]
+        made = FieldOptimizer.for_module(model, kl_weight=0.1)
+        assert [(g["role"], len(g["params"])) for g in made.param_groups] == [("field", 1), ("plain", 2)]
 
 
 def test_the_temperature_schedule_is_the_same_on_both_sides() -> None:

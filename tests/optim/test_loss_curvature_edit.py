@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import heapq
 import itertools
 from typing import Any
@@ -181,6 +183,35 @@ class TestStatistics:
             p.requires_grad_(False)
         frozen = collect_curvature(module, [(x, y)], cross_entropy, ["0"])["0"]
         assert torch.allclose(frozen.gradients, found.gradients)
+
+    def test_every_part_gets_its_mode_back_even_after_an_error(self) -> None:
+        module, (x, y) = network().train(), data()
+        module[1].eval()
+        for batch in ((x, y), (x[:, :, :2], y)):
+            with contextlib.suppress(RuntimeError):
+                collect_curvature(module, [batch], cross_entropy, ["3"])
+            assert [part.training for part in module] == [i != 1 for i in range(6)]
+        assert not module[3]._forward_hooks
+
+    def test_half_precision_is_summed_in_float32(self) -> None:
+        module, (x, y) = network().bfloat16(), data(400)
+        found = collect_curvature(module, [(x.bfloat16(), y)], cross_entropy, ["3"])["3"]
+        hidden = module[:3](x.bfloat16()).detach().double()
+        torch.testing.assert_close(found.inputs, hidden.T @ hidden, rtol=1e-4, atol=1e-4)
+
+    def test_curvature_of_another_layer_is_refused_before_anything_changes(self) -> None:
+        module, (x, y) = network(), data()
+        found = collect_curvature(module, [(x, y)], cross_entropy, ["3", "5"])
+        before = module[3].weight.detach().clone()
+        nothing = torch.full((3, 3), float("nan"), dtype=torch.float64)
+        for wrong, words in (
+            ({"5": found["3"]}, "its weight needs"),
+            ({"9": found["5"]}, "no such layer"),
+            ({"5": dataclasses.replace(found["5"], gradients=nothing)}, "is not finite"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                edit_(module, {"3": found["3"], **wrong}, 0.9)
+            assert torch.equal(module[3].weight, before)
 
     def test_layers_that_are_not_there(self) -> None:
         with pytest.raises(ConfigError, match="'4' cannot be edited; this model has 0, 3, 5"):

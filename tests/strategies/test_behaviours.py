@@ -216,8 +216,8 @@ def test_requests_follow_the_contract(row: Row) -> None:
                 assert list(message.content[name]) == ["fc.weight", "fc.bias", "scale"]
         # One copy for all.
         if len(requests) > 1:
-            a, b = (view(m.content["arrays"]["fc.weight"]) for m in requests[:2])
-            assert np.shares_memory(a, b)
+            a, b = (m.content["arrays"]["fc.weight"] for m in requests[:2])
+            assert a is b or np.shares_memory(view(a), view(b))
 
 
 @every_strategy

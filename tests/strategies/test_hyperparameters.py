@@ -28,6 +28,7 @@ from turnout.strategies import (
     FieldSpaceContinual,
     RerceFed,
     Scaffold,
+    ServerECO,
     StreamingStrategy,
     UnbiasedFedAvg,
 )
@@ -37,7 +38,7 @@ NEEDED: dict[type[StreamingStrategy], dict[str, Any]] = {UnbiasedFedAvg: {"parti
 NAN, INF = math.nan, math.inf
 EVERY = (
     FedAvg, UnbiasedFedAvg, AverageAll, FedAU, FedStale, FedVARP, MIFA, FedAMD, RerceFed, DualADMM, Scaffold,
-    FedProx, FedDyn, BORep, BORepLocalUpper, FieldSpaceContinual, EGGROLL,
+    FedProx, FedDyn, BORep, BORepLocalUpper, FieldSpaceContinual, EGGROLL, ServerECO,
 )  # fmt: skip
 OTHER_DEFAULTS = {EGGROLL: {"server_lr", "client_weights"}}
 COMMON: dict[str, tuple[Any, ...]] = {
@@ -63,6 +64,7 @@ RATES = (
 )  # fmt: skip
 OWN: dict[type[StreamingStrategy], dict[str, tuple[Any, ...]]] = {
     FedAvg: {"weighting": ("n", None)},
+    ServerECO: {"momentum": (0, 1.0, NAN, "1"), "bits": (1, 9, 4.0), "rounding": ("up", None)},
     BORep: {**BILEVEL, "clip": (0, -1.0, NAN)},
     BORepLocalUpper: BILEVEL,
     FieldSpaceContinual: {

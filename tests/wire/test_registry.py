@@ -26,7 +26,7 @@ from turnout.wire import (
 SLUGS = (
     "fedavg", "unbiased-fedavg", "average-all", "fedau", "fedstale", "fedvarp", "mifa", "fedamd", "rerce-fed",
     "dual-admm", "scaffold", "fedprox", "feddyn", "bo-rep", "bo-rep-local-upper", "field-space-continual",
-    "eggroll",
+    "eggroll", "eco",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
@@ -21,7 +21,7 @@ from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
 from turnout.client.local_round import LocalRound
 from turnout.client.local_updates import FULL_PRECISION, LOCAL_MODELS, OWN_START, LocalUpdate
-from turnout.client.options import Precision, Reference, TrainOptions
+from turnout.client.options import Precision, Reference, ReplyForm, TrainOptions
 from turnout.client.round_optimizer import RoundOptimizer
 from turnout.client.shared_state import SharedStates
 from turnout.client.state import ClientState
@@ -45,6 +45,7 @@ def client_app(
     optimizer: str = "sgd",
     optimizer_options: Mapping[str, Any] | None = None,
     optimizer_state: StatePolicy = "reset",
+    reply: ReplyForm = "dense",
     lr: float = 0.1,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -77,6 +78,7 @@ def client_app(
         optimizer=optimizer,
         optimizer_options=dict(optimizer_options or {}),
         optimizer_state=optimizer_state,
+        reply=reply,
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -90,6 +92,11 @@ def client_app(
         seed=seed,
         device=device,
     )
+    if reply == "coded" and mods:
+        raise ConfigError(
+            "reply='coded' is what clients and server make of the same numbers, which mods (a link) may "
+            "change or must read; use reply='dense', or no mods."
+        )
     if options.warning is not None:
         _log.warning("optimizer %r: %s", options.optimizer, options.warning)
     return TaskApp(Trainer(task, options), mods)
@@ -154,6 +161,8 @@ class Trainer:
                 content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
+        if isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
+            _put_codes(sent, layout, outcome.codes)
         for key, record in outcome.records.items():
             content[key] = record
         content[keys.METRICS] = MetricRecord(
@@ -178,6 +187,9 @@ class Trainer:
         update = cast(LocalUpdate, find("local-update", work.local_update).target)
         outcome = update(work)
         outcome.vectors |= work.optimizer.commit()
+        if self.options.reply == "coded":
+            received = work.model.layout.flatten(_arrays(content))
+            outcome.codes = work.optimizer.codes(received, outcome.vectors.get(keys.ARRAYS))
         return work, outcome
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -311,6 +323,13 @@ def _leave_out_unchanged(
             whole = view(sent[name])
             if np.array_equal(part.rest(whole), part.rest(view(received[name]))):
                 sent[name] = as_array(part.taken(whole))
+
+
+def _put_codes(sent: ArrayRecord, layout: ParameterLayout, codes: Mapping[int, Array]) -> None:
+    """Put ``codes``, by the offsets of their tensors, into the places of what is ``sent`` whole."""
+    for spec in layout.tensors if codes else ():
+        if spec.offset in codes and spec.name in sent and tuple(sent[spec.name].shape) == spec.shape:
+            sent[spec.name] = codes[spec.offset]
 
 
 def _arrays(content: RecordDict) -> ArrayRecord:

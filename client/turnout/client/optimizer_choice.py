@@ -71,10 +71,22 @@ def check_choice(options: TrainOptions) -> None:
     _check_table(options, [name for name in accepted if name not in _ELSEWHERE])
     _try(options)
     state_warning(options)
+    if options.reply == "coded":
+        _check_coding(options)
     if options.optimizer_state != "reset":
         names = _stateful(options)
         if options.optimizer_state == "send":
             _check_sendable(options, names)
+
+
+def _check_coding(options: TrainOptions) -> None:
+    method = module_optimizer(options.optimizer)
+    if method is None:
+        raise ConfigError(
+            f"reply='coded': optimizer {options.optimizer!r} has no code for its weights; use reply='dense', "
+            "or an optimizer with one (frugal, eco-sgd, eco-adamw)."
+        )
+    method.check_coding(_settings(options))
 
 
 def _check_table(options: TrainOptions, accepted: list[str]) -> None:

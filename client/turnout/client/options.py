@@ -15,6 +15,7 @@ from turnout.wire.errors import ConfigError, unknown_name
 
 Reference = Literal["telescoped", "fresh"]
 Precision = Literal["float32", "bf16-mixed"]
+ReplyForm = Literal["dense", "coded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class TrainOptions:
         What becomes of the optimizer's state between rounds: "reset" (anew each round), "keep" (stays with
         the client) or "send" (travels with the reply; the server averages it over the participants and
         sends it with the next model). Choices that break a method are refused.
+    reply
+        "dense", or "coded": what the optimizer moved by whole steps (FRUGAL), or holds on a grid (ECO),
+        travels as small whole numbers. Strategies see the same numbers, to the bit. Refused where the
+        optimizer, the strategy or a link needs something else.
     lr
         Learning rate of the local steps.
     momentum
@@ -62,6 +67,7 @@ class TrainOptions:
     optimizer: str = "sgd"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: StatePolicy = "reset"
+    reply: ReplyForm = "dense"
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -93,6 +99,8 @@ class TrainOptions:
             raise unknown_name("reference", str(self.reference), ("telescoped", "fresh"))
         if self.precision not in get_args(Precision):
             raise unknown_name("precision", str(self.precision), get_args(Precision))
+        if self.reply not in get_args(ReplyForm):
+            raise unknown_name("reply", str(self.reply), get_args(ReplyForm))
         check_choice(self)
         self._check_device()
 

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from turnout.client.coded_reply import CodedReply
 from turnout.client.flat_model import FlatModel
 from turnout.client.optimizer_choice import carried_names, make, module_optimizer
 from turnout.client.options import TrainOptions
@@ -50,6 +51,7 @@ class RoundOptimizer:
     config: ConfigRecord = field(default_factory=ConfigRecord)
     _state: dict[str, NDArray] | None = None
     _sent: dict[str, Tensor] | None = None
+    _coded: CodedReply | None = None
 
     def begin(self, model: FlatModel, lr: float, extra: Extra) -> torch.optim.Optimizer:
         """Return the optimizer for a local training of ``model``, whose gradient it reads.
@@ -66,8 +68,10 @@ class RoundOptimizer:
                 load_arrays(optimizer, kept)
         elif policy == "send":
             self._adopt(optimizer, model, extra)
+        if self.options.reply == "coded":
+            self._coded = CodedReply(model.vector())
         if isinstance(optimizer, ModuleOptimizer):
-            optimizer.begin_round(missed, self.steps)
+            optimizer.begin_round(missed, self.steps)  # Which may round the received model.
         return optimizer
 
     def end(self, optimizer: torch.optim.Optimizer, model: FlatModel) -> None:
@@ -77,6 +81,17 @@ class RoundOptimizer:
             self._state = state_arrays(optimizer)
         elif policy == "send":
             self._sent = self._export(optimizer, model)
+        if self._coded is not None and isinstance(optimizer, ModuleOptimizer):
+            self._coded.settle(optimizer, model, _places(optimizer, model))
+
+    def codes(self, received: Vector, sent: object) -> dict[int, Array]:
+        """Return the tensors of the reply ``sent`` (P,) that travel in codes, by their offsets.
+
+        Raises `ConfigError` unless one local training made ``sent`` of the ``received`` model.
+        """
+        if self.options.reply != "coded":
+            return {}
+        return (self._coded or CodedReply(np.empty(0))).checked(received, sent)
 
     def commit(self) -> dict[str, Tensor]:
         """Keep the state if it is to be kept; return the records to send, shape (P,) each.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from turnout.client.options import TrainOptions
@@ -28,13 +28,14 @@ class Outcome:
 
     The model is the vector "arrays". Tensors are copied before they are sent, ndarrays are not. ``metrics``
     are further numbers to send beside those of every reply. ``records`` are no vectors of the model's size;
-    they are sent as they are.
+    they are sent as they are. ``codes`` are what travels in the place of the model's tensors, by offset.
     """
 
     vectors: dict[str, Tensor | Vector]
     train_loss: float | Vector
     metrics: dict[str, float] = field(default_factory=dict)
     records: dict[str, ArrayRecord] = field(default_factory=dict)
+    codes: dict[int, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

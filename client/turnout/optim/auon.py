@@ -71,6 +71,7 @@ class AuON(ModuleOptimizer):
     """
 
     split_key: ClassVar[tuple[str, Any, Any]] = ("algo", "auon", "adam")
+    own: ClassVar[tuple[str, ...]] = ("_adam_lr",)
     carried: ClassVar[tuple[str, ...]] = (_MOMENTUM,)
 
     def __init__(

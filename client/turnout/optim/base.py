@@ -8,10 +8,12 @@ from itertools import chain
 from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from turnout.optim.roles import parameter_roles
 from turnout.tasks.validation import check_number
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError
 
 Group = dict[str, Any]
@@ -19,6 +21,7 @@ StatePolicy = Literal["reset", "keep", "send"]
 """What becomes of an optimizer's state between rounds, see `ModuleOptimizer.advise`."""
 
 _HALF: Final = (torch.float16, torch.bfloat16)
+_FULL: Final = (torch.float32, torch.float64)
 _STEP: Final = "step"
 # Counts stay on the CPU, where steps read them.
 _COUNTS: Final = ("step", "window")
@@ -29,7 +32,9 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     Sparse gradients, complex and integer parameters are refused with `ConfigError`. State is tensors only,
     and a state dict is restored with the dtypes it has (``torch.optim`` would cast index tensors and float32
-    accumulators to the parameter's dtype), so that a resumed run equals an uninterrupted one bit for bit.
+    accumulators to the parameter's dtype), so that a resumed run equals an uninterrupted one bit for bit;
+    that of a float32 model goes on in float64 where the parameters do, and the other way round. Parameters
+    without numbers have no state.
     """
 
     #: The group key that says whether parameters get the method, and its values: they do, they do not.
@@ -38,6 +43,8 @@ class ModuleOptimizer(torch.optim.Optimizer):
     group_state: ClassVar[tuple[str, ...]] = ()
     #: Per-parameter state that clients may send and a server average; shaped like the parameter.
     carried: ClassVar[tuple[str, ...]] = ()
+    #: Attributes that copies and pickles have, beside parameters, groups and state.
+    own: ClassVar[tuple[str, ...]] = ()
     #: Whose randomness ``seed`` is: one for all clients of a round, one per client, or none.
     seeding: ClassVar[Literal["round", "client"] | None] = None
 
@@ -119,7 +126,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
             for p in params:
                 if p.grad.layout != torch.strided:
                     raise ConfigError(
@@ -130,6 +137,10 @@ class ModuleOptimizer(torch.optim.Optimizer):
         return loss
 
     # --- state -----------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes a copy; ``torch.optim`` leaves out attributes of subclasses."""
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in self.own}}
 
     def check_state(self, parameter: Tensor, state: Mapping[str, Any]) -> None:
         """Raise `ConfigError` when ``state`` cannot be that of ``parameter``."""
@@ -155,7 +166,10 @@ class ModuleOptimizer(torch.optim.Optimizer):
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     device = "cpu" if key in _COUNTS else p.device
-                    self.state[p][key] = value.detach().to(device, copy=True)
+                    dtype = value.dtype
+                    if dtype in _FULL and key not in _COUNTS:  # Of a model that has changed its precision.
+                        dtype = state_dtype(p)
+                    self.state[p][key] = value.detach().to(device, dtype, copy=True)
 
     # --- what a federation asks ------------------------------------------------------------------------
 
@@ -165,6 +179,20 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
         ``missed_rounds`` went by, of ``steps`` steps each, while this state was kept.
         """
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` unless `coded` has a code with these options, which the user gave."""
+        raise ConfigError(f"reply='coded': {cls.__name__} has no code for its weights; use reply='dense'.")
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return the parameter as it travels in a coded reply, None as every other tensor does.
+
+        The receiver has ``old``, what the parameter was before the last `begin_round`. What is decoded
+        replaces the parameter, so that a client has what it sent. Raises `ConfigError` when the code does not
+        fit.
+        """
+        return None
 
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return what of the parameter's state is sent: tensors of its shape by their names in `carried`.

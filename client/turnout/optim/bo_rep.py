@@ -50,6 +50,9 @@ class BORep(torch.optim.Optimizer):
         ``clip`` then bounds the length of the momentum that is stepped along.
     """
 
+    residual: float = 0.0
+    """Norm of ``d2_yy g z - d_y f`` in the last step: it must not grow."""
+
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
@@ -89,19 +92,20 @@ class BORep(torch.optim.Optimizer):
             "weight_decay": weight_decay, "normalize": normalize, "clip": clip, "eps": eps, "t": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            if group.get("role") not in _ROLES:
-                raise ConfigError(
-                    f"role={group.get('role')!r} of a param group is not possible; give each group "
-                    "role='upper' or role='lower'."
-                )
         for role in _ROLES:
             if not self._variables(role):
                 raise ConfigError(
                     f"no parameter with requires_grad has role={role!r}; BO-REP needs both levels."
                 )
-        self.residual = 0.0
-        """Norm of ``d2_yy g z - d_y f`` in the last step: it must not grow."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of variables; raises `ConfigError` unless it says which level they are of."""
+        if param_group.get("role") not in _ROLES:
+            raise ConfigError(
+                f"role={param_group.get('role')!r} of a param group is not possible; give each group "
+                "role='upper' or role='lower'."
+            )
+        super().add_param_group(param_group)
 
     def step(self, upper_loss: Loss, lower_loss: Loss) -> Tensor:  # type: ignore[override]
         """Take one iteration and return the upper loss. The closures return losses, without backward."""

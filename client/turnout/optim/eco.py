@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from turnout.optim.adam import adam_moments, adam_state, check_betas
@@ -33,8 +34,10 @@ from turnout.optim.base import (
     zeros_for,
 )
 from turnout.optim.coded_layers import handles, store, weights_of
+from turnout.optim.momentum_step import MomentumStep
 from turnout.optim.quantizers import Quantizer, quantizer_of
 from turnout.tasks.validation import check_count, check_number
+from turnout.wire.arrays import NDArray, view
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
 
@@ -81,6 +84,7 @@ class _ECO(ModuleOptimizer):
 
     split_key: ClassVar[tuple[str, Any, Any]] = ("eco", True, False)
     group_state: ClassVar[tuple[str, ...]] = (_RNG,)
+    own: ClassVar[tuple[str, ...]] = ("_generator",)
     seeding: ClassVar[Literal["client"]] = "client"
 
     def __init__(
@@ -177,6 +181,8 @@ class _ECO(ModuleOptimizer):
         """
         for group in self.param_groups:
             for p in group["params"] if group["eco"] else ():
+                if not p.numel():
+                    continue
                 state = self.state[p]
                 if missed_rounds and _FIRST in state:
                     state[_FIRST].mul_(group["staleness"] ** missed_rounds)
@@ -184,6 +190,21 @@ class _ECO(ModuleOptimizer):
                 repays = group["error_feedback"] and group["lr"] > 0
                 if repays and (step := self._next_step(group, p)) is not None:
                     step.repay(state[_FIRST], error, _coefficient(group, self._beta(group)))
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Every grid has codes."""
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return codes and scales of weights on the grid: a byte a weight, less for fewer bits than 8."""
+        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        if not group["eco"] or not parameter.numel():
+            return None
+        quantizer: Quantizer = quantizer_of(group["quantizer"], group["block"])
+        array = quantizer.travelling(parameter.detach(), self.state[parameter].get(_SCALE))
+        if array is None or not np.array_equal(view(array), parameter.detach().cpu().numpy()):
+            return None  # Something else has moved them off the grid, as adapters do that put weights back.
+        return array
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         """Take one step."""
@@ -207,33 +228,12 @@ class _ECO(ModuleOptimizer):
         """Return the momentum's beta."""
 
     @abstractmethod
-    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
+    def _advance(self, group: Group, params: list[Tensor]) -> list[MomentumStep]:
         """Advance the momenta by the gradients; return the steps to take with them."""
 
     @abstractmethod
-    def _next_step(self, group: Group, p: Tensor) -> _Step | None:
+    def _next_step(self, group: Group, p: Tensor) -> MomentumStep | None:
         """Return how the momentum as it is would move ``p``; None while no step's size is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A step along the momentum: of ``size``, over a denominator for each coordinate if there is one."""
-
-    size: float
-    denominator: Tensor | None = None
-
-    def taken(self, W: Tensor, M: Tensor) -> Tensor:
-        """Return the weights after the step, unrounded."""
-        if self.denominator is None:
-            return W.add(M, alpha=-self.size)
-        return W.addcdiv(M, self.denominator, value=-self.size)
-
-    def repay(self, M: Tensor, error: Tensor, coefficient: float) -> None:
-        """Put a rounding error into the momentum, for the next steps to repay."""
-        if self.denominator is None:
-            M.add_(error, alpha=coefficient / self.size)
-        else:
-            M.addcmul_(error, self.denominator, value=coefficient / self.size)
 
 
 def _coefficient(group: Group, beta: float) -> float:
@@ -294,7 +294,7 @@ class ECOSGD(_ECO):
     def _beta(self, group: Group) -> float:
         return float(group["momentum"])
 
-    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
+    def _advance(self, group: Group, params: list[Tensor]) -> list[MomentumStep]:
         steps = [self._next_step(group, p) for p in params]
         for p in params:
             self.state[p]["step"] += 1
@@ -304,10 +304,10 @@ class ECOSGD(_ECO):
         torch._foreach_add_(buffers, gradients, alpha=1.0 - group["momentum"] if group["ema"] else 1.0)
         return steps
 
-    def _next_step(self, group: Group, p: Tensor) -> _Step:
+    def _next_step(self, group: Group, p: Tensor) -> MomentumStep:
         if _FIRST not in self.state[p]:
             self.state[p] |= {"step": step_count(), _FIRST: zeros_for(p)}
-        return _Step(group["lr"])
+        return MomentumStep(group["lr"])
 
 
 @register("eco-adamw", kind="optimizer", paper="2601.22101")
@@ -370,7 +370,7 @@ class ECOAdamW(_ECO):
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])
 
-    def _advance(self, group: Group, params: list[Tensor]) -> list[_Step]:
+    def _advance(self, group: Group, params: list[Tensor]) -> list[MomentumStep]:
         gradients = [gradient_of(p) for p in params]
         for p, g in zip(params, gradients, strict=True):
             if _FIRST not in self.state[p]:
@@ -378,12 +378,14 @@ class ECOAdamW(_ECO):
         states = [self.state[p] for p in params]
         options = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"]}
         denominators, sizes = adam_moments(gradients, states, **options)
-        return [_Step(size, denominator) for size, denominator in zip(sizes, denominators, strict=True)]
+        return [
+            MomentumStep(size, denominator) for size, denominator in zip(sizes, denominators, strict=True)
+        ]
 
-    def _next_step(self, group: Group, p: Tensor) -> _Step | None:
+    def _next_step(self, group: Group, p: Tensor) -> MomentumStep | None:
         state = self.state[p]
         if _FIRST not in state or not float(state["step"]):
             return None
         t, (beta_1, beta_2) = float(state["step"]), group["betas"]
         denominator = (state[_SECOND] / (1 - beta_2**t)).sqrt_().add_(group["eps"])
-        return _Step(group["lr"] / (1 - beta_1**t), denominator)
+        return MomentumStep(group["lr"] / (1 - beta_1**t), denominator)

@@ -196,6 +196,11 @@ class EGGROLL(torch.optim.Optimizer):
         """The parameters' names in order; noise follows from them."""
         return [tensor.name for source in self._sources for tensor in source.tensors]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes a copy; ``torch.optim`` leaves out attributes of subclasses."""
+        own = {name: getattr(self, name) for name in _OWN[:-1]}
+        return {**super().__getstate__(), **own, "_sources": self._sources}
+
     def state_dict(self) -> dict[str, Any]:
         """Return moments and groups as every optimizer does, and seed, round, sigma, pairs, noise, names."""
         return {**super().state_dict(), "eggroll": {name: getattr(self, name) for name in _OWN}}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, overload
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from turnout.optim.adam import check_betas
+from turnout.optim.base import Group, ModuleOptimizer, gradient_of, zeros_for
 from turnout.optim.binary_fields import BinaryField
 from turnout.tasks.validation import check_number
-from turnout.wire.errors import ConfigError
+from turnout.wire.errors import unknown_name
 from turnout.wire.registry import register
 
 Prior = Literal["task", "stream", "none"]
@@ -20,7 +22,7 @@ _ROLES: Final = ("field", "plain")
 
 
 @register("field-space-continual", kind="field-optimizer", paper="2212.02846")
-class FieldOptimizer(torch.optim.Optimizer):
+class FieldOptimizer(ModuleOptimizer):
     """Adam on the loss's gradient plus that of ``kl_weight KL[q_theta || q_theta0]``, which is exact.
 
     ``params`` are groups with ``role="field"`` (fields of binary weights, default) or ``"plain"`` (ordinary
@@ -53,22 +55,27 @@ class FieldOptimizer(torch.optim.Optimizer):
         prior: Prior = "task",
         natural: bool = False,
     ) -> None:
-        check_number("lr", lr, low=0, open_low=True)
-        for value in betas:
-            check_number("betas", value, low=0, high=1, open_high=True)
-        check_number("eps", eps, low=0, open_low=True)
-        check_number("beta", beta, low=0, open_low=True)
-        check_number("kl_weight", kl_weight, low=0)
-        if prior not in _PRIORS:
-            raise ConfigError(f"prior={prior!r} is not possible; use 'task', 'stream' or 'none'.")
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "beta": beta, "kl_weight": kl_weight,
             "prior": prior, "natural": natural, "role": "field",
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            if group["role"] not in _ROLES:
-                raise ConfigError(f"role={group['role']!r} is not possible; use 'field' or 'plain'.")
+
+    @classmethod
+    def module_groups(cls, module: nn.Module, options: Mapping[str, Any]) -> list[Group]:
+        """Return the param groups of ``module``: fields of binary layers, and what else it has as "plain"."""
+        return field_groups(module)
+
+    def check_group(self, group: Group) -> None:
+        """Check the hyperparameters."""
+        super().check_group(group)
+        check_betas("betas", group["betas"])
+        for field in ("eps", "beta"):
+            check_number(field, group[field], low=0, open_low=True)
+        check_number("kl_weight", group["kl_weight"], low=0)
+        for field, known in (("prior", _PRIORS), ("role", _ROLES)):
+            if group[field] not in known:
+                raise unknown_name(field, str(group[field]), known)
 
     def set_temperature(self, beta: float) -> None:
         """Set the inverse temperature of all groups."""
@@ -84,28 +91,15 @@ class FieldOptimizer(torch.optim.Optimizer):
                 given = p if prior is None else prior[p]
                 self.state[p]["theta0"] = given.detach().clone()
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def update(self, group: Group, params: list[Tensor]) -> None:
         """Take one step along the gradients in ``.grad``, which stay as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, group)
-        return loss
+        for p in params:
+            self._step(p, group)
 
     def _step(self, p: Tensor, group: dict[str, Any]) -> None:
-        assert p.grad is not None
-        state, gradient = self.state[p], p.grad
+        state, gradient = self.state[p], gradient_of(p)
         if "step" not in state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            state |= {"step": 0, "exp_avg": zeros_for(p), "exp_avg_sq": zeros_for(p)}
         field = group["role"] == "field"
         beta = group["beta"]
         spread = 1 - torch.tanh(beta * p).square() if field else None
@@ -124,7 +118,7 @@ class FieldOptimizer(torch.optim.Optimizer):
         step = first / (second.sqrt() + group["eps"])
         if spread is not None and group["natural"]:
             step = step * spread
-        p.add_(step, alpha=-group["lr"])
+        p.add_(step.to(p.dtype), alpha=-group["lr"])
 
 
 def field_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from turnout.optim.adam import check_betas
@@ -29,9 +31,12 @@ from turnout.optim.subspaces import (
     choose,
     restored,
 )
+from turnout.optim.whole_steps import require_whole_steps, step_counts
 from turnout.tasks.validation import check_count, check_number
+from turnout.wire.arrays import NDArray
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
+from turnout.wire.step_counts import matrix_shape
 
 _WINDOW: Final = "window"
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -90,6 +95,7 @@ class FRUGAL(ModuleOptimizer):
     split_key: ClassVar[tuple[str, Any, Any]] = ("is_proj", True, False)
     group_state: ClassVar[tuple[str, ...]] = ("steps",)
     carried: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    own: ClassVar[tuple[str, ...]] = ("_begun",)
     seeding: ClassVar[Literal["round"]] = "round"
 
     def __init__(
@@ -132,6 +138,7 @@ class FRUGAL(ModuleOptimizer):
             "steps": 0,
         }
         super().__init__(params, defaults)
+        self._begun = [(0, _inactive_lr(group)) for group in self.param_groups]
 
     # --- groups and rounds -----------------------------------------------------------------------------
 
@@ -186,7 +193,7 @@ class FRUGAL(ModuleOptimizer):
         if not group["is_proj"] or group["projector"] == "block":
             super().check_state(parameter, state)
         elif "exp_avg" in state:
-            matrix = torch.empty(_matrix_shape(parameter), device="meta")
+            matrix = torch.empty(matrix_shape(parameter.shape), device="meta")
             known = {k: v.to("meta") for k, v in state.items() if k in ("index", "basis")}
             try:
                 fits = restored(group["projector"], known, matrix.shape).project(matrix).shape
@@ -253,9 +260,9 @@ class FRUGAL(ModuleOptimizer):
 
     def _projected(self, group: Group, p: Tensor, window: int) -> None:
         """Step with a part of the matrix active."""
-        G = gradient_of(p).reshape(_matrix_shape(p)).contiguous()
+        G = gradient_of(p).reshape(matrix_shape(p.shape)).contiguous()
         subspace = self._subspace(group, p, G, window)
-        matrix = p.reshape(G.shape)
+        matrix = p.reshape(G.shape).contiguous()  # A copy, perhaps.
         lr = group["lr"] * group["proj_lr_scale"]
         coordinates = subspace.project(G)
         if isinstance(subspace, Coordinates):
@@ -302,6 +309,47 @@ class FRUGAL(ModuleOptimizer):
 
     # --- what a federation asks ------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def begin_round(self, missed_rounds: int = 0, steps: int = 1) -> None:
+        """Note where counts and rates of a coded reply begin."""
+        self._begun = [(group["steps"], _inactive_lr(group)) for group in self.param_groups]
+
+    @classmethod
+    def check_coding(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` unless inactive entries move by whole steps."""
+        require_whole_steps(options)
+
+    def coded(self, parameter: Tensor, old: NDArray) -> Array | None:
+        """Return by how many steps entries moved that were inactive since `begin_round`; active ones whole.
+
+        None for what had state throughout, and a tensor of "block" that was active. Raises `ConfigError` if
+        the learning rate changed since, or anything but steps moved an entry.
+        """
+        number = next(i for i, g in enumerate(self.param_groups) if any(p is parameter for p in g["params"]))
+        group, (first, size) = self.param_groups[number], self._begun[number]
+        if not group["is_proj"]:
+            return None
+        steps, sizes, whole = group["steps"] - first, (size, _inactive_lr(group)), None
+        gap = group["update_gap"]
+        windows = range(first // gap, (group["steps"] - 1) // gap + 1) if steps else range(0)
+        if group["projector"] != "block":
+            whole = self._ever_active(group, parameter, windows)
+        elif any(parameter in self._active(group, window) for window in windows):
+            return None
+        if group["inactive_rule"] == "no":
+            steps, sizes = 0, (0.0, 0.0)
+        return step_counts(parameter, old, steps, sizes, whole)
+
+    def _ever_active(self, group: Group, parameter: Tensor, windows: Iterable[int]) -> NDArray:
+        """Return which rows (m, 1), columns (1, n) or entries (m, n) were active in one of ``windows``."""
+        m, n = matrix_shape(parameter.shape)
+        marks = np.zeros({"rows": (m, 1), "columns": (1, n)}.get(group["projector"], (m, n)), bool)
+        blank = torch.zeros(()).expand(m, n)
+        for window in windows:
+            index = self._chosen(group, parameter, blank, window).tensors()["index"]
+            marks.reshape(-1)[index.numpy()] = True
+        return marks
+
     def export(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the moments of the active part, one number after the other, then zeros (not sent)."""
         group, state = self._group_of(parameter), self.state.get(parameter, {})
@@ -320,7 +368,7 @@ class FRUGAL(ModuleOptimizer):
         if not group["is_proj"]:
             super().adopt(parameter, moments, steps)
         elif group["projector"] != "block":
-            blank = zeros_for(parameter).reshape(_matrix_shape(parameter))
+            blank = zeros_for(parameter).reshape(matrix_shape(parameter.shape))
             subspace = self._chosen(group, parameter, blank, window)
             shape = subspace.project(blank).shape
             super().adopt(parameter, {}, since)
@@ -347,9 +395,3 @@ def _spread(moment: Tensor, parameter: Tensor) -> Tensor:
     flat = moment.new_zeros(parameter.numel())
     flat[: moment.numel()] = moment.reshape(-1)
     return flat.view(parameter.shape)
-
-
-def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
-    """Return the parameter's shape as a matrix: its first dimension by the rest."""
-    rows = parameter.shape[0]
-    return rows, parameter.numel() // max(1, rows)

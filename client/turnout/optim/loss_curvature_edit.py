@@ -71,9 +71,8 @@ def collect_curvature(
     if labels not in LABELS:
         raise ConfigError(f"labels={labels!r} is not possible; use one of {', '.join(LABELS)}.")
     sums = {name: _zeros(known[name].weight) for name in layers}
-    count, training = 0, module.training
-    module.eval()
-    with _taps({name: known[name] for name in layers}) as taps, torch.enable_grad():
+    count = 0
+    with _evaluating(module), _taps({name: known[name] for name in layers}) as taps, torch.enable_grad():
         for x, y in batches:
             taps.clear()
             output = module(x)
@@ -88,7 +87,6 @@ def collect_curvature(
                 for name, gradient in zip(names, gradients, strict=True):
                     if gradient is not None:
                         _add(sums[name][1], _output_rows(gradient), weight)
-    module.train(training)
     return {name: LayerCurvature(inputs, gradients, count) for name, (inputs, gradients) in sums.items()}
 
 
@@ -99,10 +97,13 @@ def edit_(module: nn.Module, curvature: Mapping[str, LayerCurvature], rho: float
 
     Each weight keeps the components of highest curvature that make up the share ``rho`` of its layer's
     curvature; 1 keeps the weight, 0 drops it. Biases stay. Optimizer moments of the layers mean nothing
-    afterwards: reset them.
+    afterwards: reset them. Raises `ConfigError`, before any weight changes, for a layer that is not there and
+    for curvature that is not this layer's or not finite.
     """
     check_number("rho", rho, low=0, high=1)
     layers = editable_layers(module)
+    for name, sums in curvature.items():
+        _check(name, layers.get(name), sums)
     originals = {}
     for name, sums in curvature.items():
         weight = layers[name].weight
@@ -135,6 +136,30 @@ def _edited(weight: Tensor, inputs: Tensor, gradients: Tensor, rho: float) -> Te
     coefficients = (basis_g.T @ weight @ basis_a) * mask.reshape(mass.shape)
     edited: Tensor = basis_g @ coefficients @ basis_a.T
     return edited
+
+
+def _check(name: str, layer: Editable | None, sums: LayerCurvature) -> None:
+    """Raise `ConfigError` unless ``sums`` can be the curvature of ``layer``."""
+    if layer is None:
+        raise ConfigError(f"curvature of {name!r}: this model has no such layer that can be edited.")
+    m, n = layer.weight.shape[0], layer.weight[0].numel()
+    shapes = (tuple(sums.inputs.shape), tuple(sums.gradients.shape))
+    if shapes != ((n, n), (m, m)):
+        raise ConfigError(f"curvature of {name!r} has shapes {shapes}, its weight needs {((n, n), (m, m))}.")
+    if not (sums.inputs.isfinite().all() and sums.gradients.isfinite().all()):
+        raise ConfigError(f"curvature of {name!r} is not finite; collect it with finite weights and inputs.")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put ``module`` in evaluation mode, and each of its parts back into its own after that."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager
@@ -201,6 +226,8 @@ def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add(total: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()  # Their products would be rounded to three digits.
     weighted = rows
     if weight is not None:  # One for each example, whose rows lie together.
         weighted = rows * weight.repeat_interleave(len(rows) // len(weight))[:, None]

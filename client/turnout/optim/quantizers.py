@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from turnout.tasks.validation import check_count, check_number
 from turnout.wire.errors import ConfigError
+from turnout.wire.grid_codes import as_grid_array
 
 _NAMES: Final = "'int2' to 'int8', 'fp8', or a number, the step of a fixed grid"
 _E4M3_MAX: Final = 448.0
 _E4M3_BITS: Final = 3
+_MOST_MULTIPLE: Final = 2**24  # Beyond, codes are no shorter than floats.
 _E4M3_LEAST: Final = -6  # Exponent of the smallest normal number.
 
 
@@ -33,6 +36,10 @@ class Quantizer(ABC):
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Return the weights of ``codes``, with the bits that were encoded and the dtype of ``scale``."""
         raise ConfigError(f"{self} has no codes; use 'int8' or 'fp8'.")
+
+    def travelling(self, weights: Tensor, scale: Tensor | None) -> Array | None:
+        """Return ``weights``, which lie on the grid, as codes and scales; None if there are none."""
+        return None
 
     @abstractmethod
     def steps(self, weights: Tensor, scale: Tensor | None) -> Tensor | float:
@@ -73,6 +80,13 @@ class FixedGrid(Quantizer):
     def limit(self, scale: Tensor | None) -> None:
         """Return None."""
 
+    def travelling(self, weights: Tensor, scale: Tensor | None) -> Array | None:
+        """Return multiples of the step; None where they are too large for codes."""
+        codes = (weights.double() / self.step).round_()
+        if not float(codes.abs().max()) <= _MOST_MULTIPLE:
+            return None
+        return _array(codes.long(), torch.tensor([self.step], dtype=weights.dtype))
+
 
 @dataclass(frozen=True)
 class IntegerGrid(Quantizer):
@@ -108,6 +122,10 @@ class IntegerGrid(Quantizer):
         """Return ``codes`` times the scale."""
         return codes.to(scale.dtype).mul_(_spread(scale, self.block))
 
+    def travelling(self, weights: Tensor, scale: Tensor | None) -> Array | None:
+        """Return codes of ``bits`` bits."""
+        return None if scale is None else _array(self.encode(weights, scale).long(), scale)
+
 
 @dataclass(frozen=True)
 class Float8Grid(Quantizer):
@@ -139,6 +157,14 @@ class Float8Grid(Quantizer):
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Return the floats times the scale."""
         return codes.to(scale.dtype).mul_(_spread(scale, self.block))
+
+    def travelling(self, weights: Tensor, scale: Tensor | None) -> Array | None:
+        """Return the floats' bytes."""
+        return None if scale is None else _array(self.encode(weights, scale).view(torch.uint8), scale)
+
+
+def _array(codes: Tensor, scale: Tensor) -> Array:
+    return as_grid_array(codes.cpu().numpy(), scale.reshape(-1).cpu().numpy())
 
 
 def _absmax(weights: Tensor, block: int | None) -> Tensor:

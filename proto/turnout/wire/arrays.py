@@ -12,6 +12,7 @@ from flwr.app import Array
 
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import NUMPY_STYPE, LazyArray, dtype_name
+from turnout.wire.grid_codes import GRID_STYPE, grid_view
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 """A NumPy array of any shape and dtype."""
@@ -92,9 +93,10 @@ def leading_view(array: Array) -> NDArray:
 
 
 def view(array: Array) -> NDArray:
-    """Return the content of ``array`` as a read-only ndarray, without copying except for bfloat16 and signs.
+    """Return the content of ``array`` as a read-only ndarray, without copying where the bytes are its own.
 
-    These two come back as float32. Raises `LayoutError` when the bytes do not hold what the array declares.
+    bfloat16 and signs come back as float32, codes of a grid as the numbers that they stand for. Raises
+    `LayoutError` when the bytes do not hold what the array declares.
     """
     if isinstance(array, LazyArray):
         return array.ndarray
@@ -104,9 +106,11 @@ def view(array: Array) -> NDArray:
         return _bf16_view(array)
     if array.stype == SIGN_STYPE:
         return _sign_view(array)
+    if array.stype == GRID_STYPE:
+        return grid_view(array)
     raise LayoutError(
-        f"array has stype {array.stype!r}, which cannot be read; use {NUMPY_STYPE!r}, {BF16_STYPE!r} or "
-        f"{SIGN_STYPE!r}."
+        f"array has stype {array.stype!r}, which cannot be read; use {NUMPY_STYPE!r}, {BF16_STYPE!r}, "
+        f"{SIGN_STYPE!r} or {GRID_STYPE!r}."
     )
 
 

@@ -97,6 +97,7 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
             problems = _check_fit(checked["strategy"], checked["client"])
         if named and not problems:
             checked["strategy"] = _carrying(checked["strategy"], checked["client"])
+            problems += _check_reply(checked)
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)
     return checked, problems
@@ -134,6 +135,21 @@ def _carrying(strategy: Method, client: Mapping[str, Any]) -> Method:
     names = list(carried_names(_train_options(client)))
     others = {key: value for key, value in strategy.options.items() if key != _CARRIED}
     return Method(name=strategy.name, options={**others, **({_CARRIED: names} if names else {})})
+
+
+def _check_reply(checked: Mapping[str, Any]) -> list[Problem]:
+    """Return what stands against coded replies, if clients are to send them."""
+    if checked["client"]["reply"] != "coded":
+        return []
+    strategy, link = checked["strategy"], checked.get("link")
+    reason = None
+    if link is not None:
+        reason = f"link {link.name!r} changes or reads the numbers"
+    elif not getattr(find_strategy(strategy.name).target, "takes_codes", True):
+        reason = f"strategy {strategy.name!r} asks clients for other work than training with their optimizer"
+    if reason is None:
+        return []
+    return [Problem(("client", "reply"), f"[client] reply='coded', but {reason}; use reply='dense'.")]
 
 
 def check_method(section: str, method: Method) -> tuple[Method, list[Problem]]:

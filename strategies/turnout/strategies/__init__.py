@@ -6,6 +6,7 @@ from turnout.strategies.average_all import AverageAll
 from turnout.strategies.bo_rep import BORep
 from turnout.strategies.bo_rep_local_upper import BORepLocalUpper
 from turnout.strategies.dual_admm import DualADMM
+from turnout.strategies.eco import ServerECO
 from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.fedamd import FedAMD, suggested_anchor_probability
 from turnout.strategies.fedau import FedAU
@@ -52,6 +53,7 @@ __all__ = [
     "RerceFed",
     "RoundReport",
     "Scaffold",
+    "ServerECO",
     "StockStrategy",
     "StreamingStrategy",
     "UnbiasedFedAvg",

@@ -16,7 +16,8 @@ from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, as_array, keys, view
-from turnout.wire.flower import REPLY_REFUSED, records_of
+from turnout.wire.flower import NUMPY_STYPE, REPLY_REFUSED, records_of
+from turnout.wire.step_counts import STEP_COUNTS_STYPE, step_counts_view
 
 # Such metrics can be weighted and added up without overflow.
 _LARGEST_METRIC: Final = 1e250
@@ -67,7 +68,7 @@ class Intake:
     ``buffers`` hold a reply's vectors while it is folded. They are kept from round to round: the first pass
     over fresh memory takes several times as long as the check itself. A reply may leave out
     tensors of which ``unchanged`` says what they were when they were sent, and of those in ``kept`` all but
-    that part.
+    that part. It may say by how many steps it moved those in ``received``, the tensors as they were sent.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Intake:
         buffers: dict[str, NDArray] | None = None,
         *,
         coordinates: Coordinates | None = None,
+        received: ArrayRecord | None = None,
         unchanged: ArrayRecord | None = None,
         kept: Mapping[str, KeptPart] | None = None,
     ) -> None:
         self._coordinates = coordinates or Coordinates()
         self._layout = layout
         self._sent = sent
+        self._received = ArrayRecord() if received is None else received
         self._unchanged = ArrayRecord() if unchanged is None else unchanged
         self._kept = kept or {}
         self._cohort = cohort
@@ -195,18 +198,26 @@ class Intake:
             )
         record: Mapping[str, Array] = arrays[name]
         if name == keys.ARRAYS:
-            record = {**self._unchanged, **self._widened(record)}
+            record = {**self._unchanged, **self._widened(self._moved(record))}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
 
+    def _moved(self, record: Mapping[str, Array]) -> dict[str, Array]:
+        """Return ``record`` with the tensors of which it says by how many steps they moved."""
+        made = dict(record.items())
+        for name, array in made.items():
+            if array.stype == STEP_COUNTS_STYPE and name in self._received:
+                made[name] = as_array(step_counts_view(array, view(self._received[name])))
+        return made
+
     def _widened(self, record: Mapping[str, Array]) -> dict[str, Array]:
         """Return ``record`` with what it leaves out of its tensors as it was sent."""
         made = dict(record.items())
         for name, part in self._kept.items():
-            if name in made and name in self._unchanged:
+            if name in made and name in self._unchanged and made[name].stype == NUMPY_STYPE:
                 whole, given = view(self._unchanged[name]), view(made[name])
                 if given.shape == part.shape(whole.shape) and given.dtype == whole.dtype:
                     made[name] = as_array(part.filled(given, whole))

@@ -127,11 +127,10 @@ class StreamingStrategy(Algorithm, Strategy):
         """Choose the cohort and return one request per client, all sharing one copy of the model."""
         started = time.perf_counter()
         cohort = self._open_round(server_round, arrays, config, grid)
-        group = str(server_round)
         by_node = {node: part.content for part in cohort.parts for node in part.nodes}
         always = isinstance(grid, CohortGrid)  # In this process nothing travels, and no client keeps it.
         contents = self.shared.attached(by_node, always=always)
-        messages = [request(contents[node], dst_node_id=node, group_id=group) for node in self._asked]
+        messages = [request(contents[n], dst_node_id=n, group_id=str(server_round)) for n in self._asked]
         self._intake.asked(messages)
         self.seconds["select"] = time.perf_counter() - started
         return messages
@@ -149,9 +148,8 @@ class StreamingStrategy(Algorithm, Strategy):
         available = self._enter_round(server_round, arrays, grid)
         # Clients get, and send, the carried vectors beside what the algorithm asks for.
         self._asked = self._carried.open_round(self.select(server_round, available))
-        model = self.layout.record(self.coordinates.outside(self.broadcast()), self._buffers.values)
-        # Updates are relative to what clients receive, which 16-bit tensors round.
-        travelling = self.layout.flatten(model)
+        model = self.travelling(self.coordinates.outside(self.broadcast()))
+        travelling = self.layout.flatten(model)  # What updates are relative to: 16-bit tensors round.
         self.coordinates.sent(travelling)
         sent = self.coordinates.inside(travelling)
         self._intake = Intake(
@@ -161,12 +159,17 @@ class StreamingStrategy(Algorithm, Strategy):
             server_round,
             self._lent,
             coordinates=self.coordinates,
+            received=model,
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
             kept=self.allocator.kept(self._buffers.values) if self.allocator is not None else {},
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def travelling(self, vector: NDArray) -> ArrayRecord:
+        """Return the model ``vector``, in the messages' layout, as clients are sent it for training."""
+        return self.layout.record(vector, self._buffers.values)
 
     def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
         """Open the round for everyone the engine knows, and return the nodes that can be asked."""

@@ -75,6 +75,35 @@ class FedAvg(Rule):
             self.x = self.x + self.lr * sum(w * a.delta for w, a in zip(n, arrivals, strict=True)) / sum(n)
 
 
+class ServerECO(Rule):
+    """ECO-SGDM on -mean D as gradient, with the first tensor, of rows of 5, on the grid; z is conserved."""
+
+    def __init__(self, lr: float, bits: int, beta: float = 0.9, stochastic: bool = False) -> None:
+        super().__init__(lr)
+        self.most, self.beta, self.stochastic = 2 ** (bits - 1) - 1, beta, stochastic
+
+    def setup(self) -> None:
+        self.m, self.z, self.t = np.zeros_like(self.x), self.x.copy(), 0
+
+    def step(self, arrivals: list[Arrival]) -> None:
+        self.t += 1
+        if not arrivals:
+            return
+        mean = sum(a.examples * a.delta for a in arrivals) / sum(a.examples for a in arrivals)
+        self.m = self.beta * self.m - (1 - self.beta) * mean
+        wanted = self.x - self.lr * self.m
+        width = (len(wanted) - 1) // 6  # Of the matrix, then as long a vector and a number.
+        rows = wanted[: 5 * width].reshape(width, 5)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / self.most
+        noise = np.random.default_rng([0, self.t, 0]).random(rows.shape) if self.stochastic else 0.5
+        rounded = np.clip(np.floor(rows / scale + noise), -self.most, self.most) * scale
+        self.x = np.concatenate([rounded.reshape(-1), wanted[5 * width :]])
+        self.m = self.m + (1 - 1 / self.beta) / self.lr * (wanted - self.x)
+        self.z = self.z + self.lr * mean
+        virtual = self.x - self.lr * self.beta / (1 - self.beta) * self.m
+        np.testing.assert_allclose(virtual, self.z, atol=1e-9)
+
+
 class Weighted(Rule):
     """``average_all`` and, with p, ``known_prob``."""
 

@@ -27,6 +27,7 @@ from turnout.strategies import (
     FieldSpaceContinual,
     RerceFed,
     Scaffold,
+    ServerECO,
     StreamingStrategy,
     UnbiasedFedAvg,
 )
@@ -135,6 +136,8 @@ ROWS = (
     ),
     _row("scaffold", Scaffold, lambda: rules.Scaffold(LR), server_lr=LR),
     _row("feddyn", FedDyn, lambda: rules.FedDyn(0.3), dyn_alpha=0.3),
+    _row("eco", ServerECO, lambda: rules.ServerECO(LR, 8), server_lr=LR, rounding="rtn"),
+    _row("eco-stochastic", ServerECO, lambda: rules.ServerECO(1.0, 4, 0.5, True), bits=4, momentum=0.5),
     _row("bo-rep", BORep, lambda: rules.BORep(0.3), eta=0.3),
     _row("bo-rep-examples", BORep, lambda: rules.BORep(0.3, E), eta=0.3, **BY_EXAMPLES),
     _row("bo-rep-plain", BORep, lambda: rules.BORep(0.3, normalize=False), eta=0.3, normalize=False),
