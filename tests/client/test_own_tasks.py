@@ -1,4 +1,4 @@
-"""Tasks of one's own with something wrong: told before the run, or as that client's failure on every executor."""
+"""Own tasks with something wrong: told before the run, or as that client's failure on every executor."""
 
 from __future__ import annotations
 

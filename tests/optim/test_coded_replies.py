@@ -255,11 +255,11 @@ REFUSED = [
     (f"{CODED}weight_decay = 0.1", "set it to 0"),
     (f'{CODED}optimizer_options = {{ projector = "galore" }}', "moves every entry by Adam"),
     (f'{CODED}optimizer_options = {{ inactive_rule = "sgd" }}', "by their gradients"),
-    (f'{CODED}[strategy]\nname = "fedamd"', "strategy 'fedamd' asks clients for other work"),
-    (f'{CODED}[strategy]\nname = "scaffold"', "other work"),
-    (f'{CODED}[strategy]\nname = "rerce-fed"', "other work"),
-    (f'{CODED}[strategy]\nname = "eggroll"', "other work"),
-    (f'{CODED}[strategy]\nname = "flwr:FedAvg"', "other work"),
+    (f'{CODED}[strategy]\nname = "fedamd"', "strategy 'fedamd' asks for the local update 'anchor'"),
+    (f'{CODED}[strategy]\nname = "scaffold"', "replies other things"),
+    (f'{CODED}[strategy]\nname = "rerce-fed"', "replies other things"),
+    (f'{CODED}[strategy]\nname = "eggroll"', "replies other things"),
+    (f'{CODED}[strategy]\nname = "flwr:FedAvg"', "reads plain arrays"),
     (f'{CODED}[link]\nname = "noisy"\nsigma_up = 0.1', "link 'noisy' changes or reads"),
 ]
 

@@ -14,6 +14,9 @@ _PLAIN_SGD: Final = frozenset({"miner", "scaffold"})
 # These take no step with the client's optimizer: they bring their own, or none.
 _NO_OPTIMIZER: Final = frozenset({"bo-rep", "bo-rep-local-upper", "eggroll", "field-space"})
 
+# These reply the received model as the client's optimizer trained it.
+_TRAINED: Final = frozenset({"sgd", "prox", "dyn"})
+
 
 def check_fit(strategy: str, local_updates: Iterable[str], options: TrainOptions) -> None:
     """Raise `ConfigError` when clients with ``options`` cannot do what ``strategy`` asks of them."""
@@ -23,6 +26,11 @@ def check_fit(strategy: str, local_updates: Iterable[str], options: TrainOptions
             raise ConfigError(
                 f"precision={options.precision!r} is not possible: {asked}, which works in float32; use "
                 "precision='float32'."
+            )
+        if options.reply == "coded" and name not in _TRAINED:
+            raise ConfigError(
+                f"reply='coded' is not possible: {asked}, which replies other things than the model that the "
+                "optimizer trained; use reply='dense'."
             )
         if options.plain_sgd or name not in _PLAIN_SGD | _NO_OPTIMIZER:
             continue

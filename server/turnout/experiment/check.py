@@ -141,12 +141,12 @@ def _check_reply(checked: Mapping[str, Any]) -> list[Problem]:
     """Return what stands against coded replies, if clients are to send them."""
     if checked["client"]["reply"] != "coded":
         return []
-    strategy, link = checked["strategy"], checked.get("link")
+    strategy, link = checked["strategy"].name, checked.get("link")
     reason = None
     if link is not None:
         reason = f"link {link.name!r} changes or reads the numbers"
-    elif not getattr(find_strategy(strategy.name).target, "takes_codes", True):
-        reason = f"strategy {strategy.name!r} asks clients for other work than training with their optimizer"
+    elif not hasattr(find_strategy(strategy).target, "local_updates"):
+        reason = f"strategy {strategy!r} is Flower's, which reads plain arrays"
     if reason is None:
         return []
     return [Problem(("client", "reply"), f"[client] reply='coded', but {reason}; use reply='dense'.")]

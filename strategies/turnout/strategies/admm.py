@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -23,8 +22,6 @@ class ScheduledADMM(StreamingStrategy):
     clients_per_round
         How many clients the server schedules, uniformly without replacement; None takes all available.
     """
-
-    takes_codes: ClassVar[bool] = False
 
     rho: float = 1.0
     clients_per_round: int | None = None

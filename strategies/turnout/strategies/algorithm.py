@@ -47,8 +47,6 @@ class Algorithm(ABC):
     client_weights: Literal["uniform", "examples"] = "uniform"
     seed: int = 0
 
-    #: Whether clients reply the received model as their optimizer trained it: then they may send its codes.
-    takes_codes: ClassVar[bool] = True
     #: Attributes that form the algorithm's state: vectors, numbers, or objects with ``state_dict``.
     state_names: ClassVar[tuple[str, ...]] = ()
 

@@ -41,8 +41,6 @@ class Bilevel(StreamingStrategy):
         SGD steps that refine y at first.
     """
 
-    takes_codes: ClassVar[bool] = False
-
     eta: float = 0.01
     decay: Literal["constant", "sqrt"] = "constant"
     lower_lr: float = 0.5

@@ -87,7 +87,6 @@ class EGGROLL(StreamingStrategy):
     checksum_every: int = 10
     known_start: bool = True
 
-    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("moments", "steps", "replicas")
     local_updates: ClassVar[tuple[str, ...]] = ("eggroll",)
 

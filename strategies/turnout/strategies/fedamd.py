@@ -46,7 +46,6 @@ class FedAMD(StreamingStrategy):
     cold_start: bool = True
     memory: str = "ram"
 
-    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("bullseyes",)
     local_updates: ClassVar[tuple[str, ...]] = ("anchor", "miner")
 

@@ -62,7 +62,6 @@ class FieldSpaceContinual(FedAvg):
     rounds_per_task: int = 10
     moments: Literal["reset", "keep"] = "reset"
 
-    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("task_prior",)
     local_updates: ClassVar[tuple[str, ...]] = ("field-space",)
 

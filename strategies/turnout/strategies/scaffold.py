@@ -25,7 +25,6 @@ class Scaffold(StreamingStrategy):
     ``x <- x + eta * mean over S of Delta_i``; ``c <- c + (1/N) sum over S of (c_i_new - c_i)``.
     """
 
-    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("control",)
     local_updates: ClassVar[tuple[str, ...]] = ("scaffold",)
 

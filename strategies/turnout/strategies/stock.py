@@ -51,7 +51,6 @@ class StockStrategy(StreamingStrategy):
 
     stock: Strategy
 
-    takes_codes: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ("own",)
 
     def __post_init__(self) -> None:

@@ -122,7 +122,6 @@ def _factory(name: str) -> Callable[..., StockStrategy]:
         )
     make.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     make.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
-    make.takes_codes = False  # type: ignore[attr-defined]
     make.__module__, make.__qualname__ = "flwr.serverapp.strategy", name
     return make
 
