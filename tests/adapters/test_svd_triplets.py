@@ -29,7 +29,7 @@ def record(rng: np.random.Generator, std: float = 1.0) -> dict[str, Array]:
 def bound(arrays: dict[str, Array]) -> tuple[SvdTriplets, ParameterLayout, Array]:
     layout = ParameterLayout.from_arrays({name: as_array(a) for name, a in arrays.items()})
     vector = layout.flatten({name: as_array(a) for name, a in arrays.items()})
-    triplets = SvdTriplets(("lora_A", "lora_B", "lora_E"), SCALE)
+    triplets = SvdTriplets([("lora_A", "lora_B", "lora_E")], SCALE)
     triplets.bind(layout, vector)
     return triplets, layout, vector
 
@@ -88,7 +88,7 @@ def test_a_gradient_comes_back_as_the_same_motion_of_the_update() -> None:
     flat = layout.flatten({name: as_array(a) for name, a in gradient.items()})
     inside = triplets.gradient_inside(flat)
     # The derivative of the update, by differences in float64.
-    exact = SvdTriplets(("lora_A", "lora_B", "lora_E"), SCALE)
+    exact = SvdTriplets([("lora_A", "lora_B", "lora_E")], SCALE)
     wide = {name: a.astype(np.float64) for name, a in arrays.items()}
     doubles = ParameterLayout.from_arrays({name: as_array(a) for name, a in wide.items()})
     at = doubles.flatten({name: as_array(a) for name, a in wide.items()})

@@ -85,8 +85,8 @@ class StreamingStrategy(Algorithm, Strategy):
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
-            self.coordinates.load_state_dict(tree.get("coordinates", {}))
             self.shared.load_state_dict(tree.get("shared", {}))
+            self.coordinates.load_state_dict(tree.get("coordinates", {}))  # May ask for what is shared.
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
