@@ -151,7 +151,8 @@ class Trainer:
             if key == keys.ARRAYS:
                 content[key] = work.model.record(vector)
             else:
-                content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
+                trimmed = key.startswith(f"{keys.OPTIMIZER}.") or work.flag(keys.PARTIAL)
+                content[key] = layout.record(vector, trimmed=trimmed)
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
         for key, record in outcome.records.items():

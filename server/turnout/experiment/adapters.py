@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, cast
 
 from flwr.app import ArrayRecord
 
-from turnout.allocation import DenseForm, NetworkForm
+from turnout.allocation import DenseForm, KernelForm, NetworkForm
+from turnout.strategies.admm import ScheduledADMM
 from turnout.strategies.coordinates import Coordinates
+from turnout.strategies.folded_kernels import FoldedKernels
 from turnout.strategies.network_updates import FrozenNetwork, NetworkUpdates
 from turnout.strategies.shared_state import Source
 from turnout.strategies.svd_factors import SvdFactors
@@ -50,6 +52,11 @@ def couple(
                 f"aggregation={config.aggregation!r} makes new factors in every round; "
                 "optimizer_state='send' averages what is about the old ones; use optimizer_state='reset'."
             )
+        if isinstance(config.dense_form, KernelForm) and isinstance(strategy, ScheduledADMM):
+            raise ConfigError(
+                "aggregation='exact-fold' moves what the clients trained into the weight in every round, and "
+                f"{type(strategy).__name__}'s clients keep models of their own; use 'approximate'."
+            )
         adapted = cast("Callable[[], AdaptedTask]", task)
         strategy.coordinates = _coordinates(config.dense_form, adapted)
     if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
@@ -60,6 +67,8 @@ def _coordinates(form: DenseForm, task: Callable[[], AdaptedTask]) -> Coordinate
     """Return what lets a strategy compute with the dense updates of ``form``."""
     if isinstance(form, NetworkForm):
         return NetworkUpdates(lambda: _networks(task()), form.name, form.scale)
+    if isinstance(form, KernelForm):
+        return FoldedKernels(form.scale)
     factors = SvdFactors if len(form.groups[0]) == 2 else SvdTriplets
     return factors(form.groups, form.scale)
 

@@ -85,6 +85,7 @@ class StreamingStrategy(Algorithm, Strategy):
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
+            self.coordinates.decided(self._buffers.values)
             self.shared.load_state_dict(tree.get("shared", {}))
             self.coordinates.load_state_dict(tree.get("coordinates", {}))  # May ask for what is shared.
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
@@ -111,6 +112,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._lent: dict[str, NDArray] = {}
         vector = self._layout.flatten(arrays)
         self.coordinates.bind(self._layout, vector)
+        self.coordinates.decided(self._buffers.values)
         self.prepare(self.coordinates.inside(vector).copy())
         self.shared.begin()
         self._sent_buffers = self._buffers.values
@@ -209,8 +211,9 @@ class StreamingStrategy(Algorithm, Strategy):
                 content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
                 content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
+                    trimmed = self.partial_replies or name in self.carried_vectors
                     content[name] = self.layout.record(
-                        self.coordinates.record_outside(name, vector), trimmed=name in self.carried_vectors
+                        self.coordinates.record_outside(name, vector), trimmed=trimmed
                     )
                 for name, record in instruction.records.items():
                     content[name] = record
@@ -327,6 +330,7 @@ class StreamingStrategy(Algorithm, Strategy):
         }
         self.allocator.allocate(server_round, ModelView(self.layout.split(held), buffers))
         self.x, self._buffers.values = self.coordinates.adopted(held), buffers
+        self.coordinates.decided(buffers)
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"
