@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from turnout.experiment import Experiment
 from turnout.experiment.build import Federation, build
@@ -119,17 +119,24 @@ def test_every_strategy_runs_every_adapter(adapter: str, strategy: str) -> None:
 
 
 class Counted:
-    """Passes replies on and counts the bytes of what clients trained."""
+    """Passes messages on and counts the bytes of the model in requests, and of what clients trained."""
 
     def __init__(self, made: Federation) -> None:
+        self.requests: list[dict[str, int]] = []
         self.replies: list[dict[str, int]] = []
         inner = made.grid.send_and_receive
 
+        def sizes(message: Message) -> dict[str, int]:
+            record = message.content["arrays"]
+            assert isinstance(record, ArrayRecord)
+            return {name: view(array).nbytes for name, array in record.items()}
+
         def counting(messages: Iterable[Message], **told: Any) -> Iterable[Message]:
-            for reply in inner(messages, **told):
-                record = reply.content["arrays"]
-                assert isinstance(record, ArrayRecord)
-                self.replies.append({name: view(array).nbytes for name, array in record.items()})
+            asked = list(messages)
+            self.requests += map(sizes, asked)
+            for reply in inner(asked, **told):
+                if "arrays" in reply.content:  # Else it is an evaluation's.
+                    self.replies.append(sizes(reply))
                 yield reply
 
         made.grid.send_and_receive = counting  # type: ignore[method-assign,assignment]
@@ -160,6 +167,39 @@ def test_replies_have_as_many_bytes_as_the_formula_says(adapter: str, numbers: s
         numbers = numbers | {4 * (left[0] * (64 + 64 + 1) + left[1] * (64 + 10 + 1)) + 2 * (4 * 4 + 4)}
     assert sizes == numbers
     assert len(counted.replies) == ROUNDS * CLIENTS
+
+
+@pytest.mark.parametrize("adapter", ["adalora", "adalora-svd"])
+@pytest.mark.parametrize("strategy", ["fedavg", "rerce-fed"])
+def test_in_the_last_phase_both_ways_have_what_is_left_of_the_triplets(
+    adapter: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = federation(adapter, strategy)
+    counted = Counted(made)
+    trained = start(made)
+    left = [int(v.sum()) for name, v in trained._buffers.values.items() if name.endswith("rank_mask")]
+    assert sum(left) == 2
+    numbers = 4 * (left[0] * (64 + 64 + 1) + left[1] * (64 + 10 + 1)) + 2 * (4 * 4 + 4)
+    for messages in (counted.requests, counted.replies):
+        assert {sum(message.values()) for message in messages[-CLIENTS:]} == {numbers}
+        assert sum(messages[0].values()) == 4 * (4 * (64 + 64 + 1) + 4 * (64 + 10 + 1)) + 2 * (4 * 4 + 4)
+    config = ConfigRecord()  # The same for those who only evaluate.
+    asked = list(trained.configure_evaluate(7, trained.arrays(), config, made.grid))
+    found = trained.aggregate_evaluate(7, made.grid.send_and_receive(asked))
+    assert sum(counted.requests[-1].values()) == numbers
+    monkeypatch.setattr("turnout.strategies.streaming.narrowed", lambda record, kept: record)
+    whole = list(trained.configure_evaluate(7, trained.arrays(), config, made.grid))
+    assert found == trained.aggregate_evaluate(7, made.grid.send_and_receive(whole)) is not None
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedamd", "scaffold"])
+def test_requests_of_what_is_left_change_no_bit(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = digest(start(federation("adalora", strategy)))
+    monkeypatch.setattr("turnout.strategies.streaming.narrowed", lambda record, kept: record)
+    made = federation("adalora", strategy)
+    counted = Counted(made) if strategy == "fedavg" else None
+    assert digest(start(made)) == narrow
+    assert counted is None or len({sum(request.values()) for request in counted.requests}) == 1
 
 
 def test_ist_sends_one_layer_and_the_server_keeps_the_other() -> None:

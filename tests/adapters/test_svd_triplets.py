@@ -8,10 +8,11 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from turnout.allocation import widened
 from turnout.experiment import Experiment
 from turnout.experiment.build import build
 from turnout.strategies.svd_triplets import SvdTriplets
-from turnout.wire import ParameterLayout, as_array, keys
+from turnout.wire import ParameterLayout, as_array, keys, view
 
 D_OUT, D_IN, R, SCALE = 9, 12, 4, 2.0
 Array = NDArray[np.floating[Any]]
@@ -124,7 +125,9 @@ def test_the_error_of_a_round_is_the_tail_of_the_mean_update() -> None:
     def watching(messages: Any, **told: Any) -> Any:
         means.clear()
         for reply in inner(messages, **told):
-            full = {**strategy.arrays(), **strategy._intake._widened(reply.content[keys.ARRAYS])}
+            whole = strategy.arrays()
+            record = widened(reply.content[keys.ARRAYS], strategy._kept(), lambda name: view(whole[name]))
+            full = {**whole, **record}
             for path in ("1", "3"):
                 a, b, e = parts(strategy.layout, strategy.layout.flatten(full), path)
                 means[path] = means.get(path, 0.0) + scale * b.astype(np.float64) @ (e * a) / 3

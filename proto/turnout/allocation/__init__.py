@@ -10,7 +10,7 @@ from turnout.allocation.adalora import AdaLoraAllocator
 from turnout.allocation.allocator import Allocator, ModelView
 from turnout.allocation.dense_form import DenseForm, KernelForm, LowRankForm, NetworkForm
 from turnout.allocation.ist import IstAllocator, centred_rewards, draw_layers, score_change
-from turnout.allocation.narrow import KeptPart, Sides, kept_parts
+from turnout.allocation.narrow import KeptPart, Sides, kept_parts, narrowed, widened
 from turnout.allocation.schedule import CubicSchedule
 from turnout.allocation.shares import keep_top, share_out
 from turnout.allocation.snella import SnellaAllocator
@@ -32,6 +32,8 @@ __all__ = [
     "draw_layers",
     "keep_top",
     "kept_parts",
+    "narrowed",
     "score_change",
     "share_out",
+    "widened",
 ]

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
-from turnout.allocation import KeptPart
+from turnout.allocation import KeptPart, widened
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
@@ -195,22 +195,13 @@ class Intake:
             )
         record: Mapping[str, Array] = arrays[name]
         if name == keys.ARRAYS:
-            record = {**self._unchanged, **self._widened(record)}
+            whole = self._unchanged
+            record = {**whole, **widened(record, self._kept, lambda tensor: view(whole[tensor]))}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
         peak, norm = measured(vector, minus, out := self._buffer(keys.ARRAYS), name)
         return out, peak, norm
-
-    def _widened(self, record: Mapping[str, Array]) -> dict[str, Array]:
-        """Return ``record`` with what it leaves out of its tensors as it was sent."""
-        made = dict(record.items())
-        for name, part in self._kept.items():
-            if name in made and name in self._unchanged:
-                whole, given = view(self._unchanged[name]), view(made[name])
-                if given.shape == part.shape(whole.shape) and given.dtype == whole.dtype:
-                    made[name] = as_array(part.filled(given, whole))
-        return made
 
     @staticmethod
     def _record(name: str, arrays: Mapping[str, ArrayRecord]) -> ArrayRecord:

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from turnout.allocation import Allocator, ModelView
+from turnout.allocation import Allocator, KeptPart, ModelView, narrowed
 from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.carried import CarriedVectors
 from turnout.strategies.checks import names, number
@@ -63,7 +63,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self.shared = SharedState()
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
-        #: Whether clients may leave tensors out that they did not change.
+        #: Whether clients may leave tensors out that they did not change, and know of masks.
         self.partial_replies = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class StreamingStrategy(Algorithm, Strategy):
         # Updates are relative to what clients receive, which 16-bit tensors round.
         travelling = self.layout.flatten(model)
         self.coordinates.sent(travelling)
-        sent = self.coordinates.inside(travelling)
+        sent, kept = self.coordinates.inside(travelling), self._kept()
         self._intake = Intake(
             self.layout,
             sent,
@@ -164,11 +164,18 @@ class StreamingStrategy(Algorithm, Strategy):
             self._lent,
             coordinates=self.coordinates,
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
-            kept=self.allocator.kept(self._buffers.values) if self.allocator is not None else {},
+            kept=kept,
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
+        model = narrowed(model, kept) if kept else model
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+
+    def _kept(self) -> dict[str, KeptPart]:
+        """Return by tensor what is left of it, both in requests and in replies."""
+        if self.allocator is None or not self.partial_replies:
+            return {}
+        return self.allocator.kept(self._buffers.values)
 
     def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
         """Open the round for everyone the engine knows, and return the nodes that can be asked."""
@@ -349,6 +356,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every available client to evaluate the global model."""
+        kept = self._kept()
+        arrays = narrowed(arrays, kept) if kept else arrays
         content = RecordDict(
             {keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord({**config, keys.SERVER_ROUND: server_round})}
         )
