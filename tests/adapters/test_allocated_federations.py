@@ -80,7 +80,7 @@ def test_threads_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="threads"))) == serial(adapter)
 
 
-@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "weight-compander"])
+@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "snella-fold", "tera", "weight-compander"])
 def test_processes_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="processes"))) == serial(adapter)
 

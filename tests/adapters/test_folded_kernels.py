@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from turnout.experiment import Experiment
-from turnout.experiment.build import build
 from turnout.peft import SnellaConfig, attach
 from turnout.peft.snella import Snella
 from turnout.strategies.folded_kernels import FoldedKernels, kernel, sparse_square
-from turnout.wire import CheckpointError, ConfigError, ParameterLayout, as_array, keys, view
+from turnout.wire import CheckpointError, ConfigError, ParameterLayout, as_array
 
 Array = NDArray[np.floating[Any]]
 D_OUT, D_IN = 10, 14
@@ -123,56 +121,3 @@ def test_what_it_does_not_go_with() -> None:
     kernels, _ = bound(snella())
     with pytest.raises(CheckpointError, match="another aggregation"):
         kernels.load_state_dict({})
-
-
-def test_rounds_of_fedavg_are_those_of_the_dense_updates() -> None:
-    """A federation with weight decay, over an allocation: replies are narrow, the mean is the dense one."""
-    made = build(
-        Experiment.from_dict(
-            {
-                "task": {"name": "digits", "num_clients": 3},
-                "peft": {
-                    "name": "snella", "aggregation": "exact-fold", "r": 4, "kernel_scale": 1.0,
-                    "target_sparsity": 0.6, "total_step": 12,
-                },
-                "client": {"lr": 0.3, "local_steps": 4, "weight_decay": 0.01},
-                "strategy": {"name": "fedavg", "weighting": "uniform"},
-                "simulation": {"executor": "serial"},
-            }
-        )
-    )  # fmt: skip
-    strategy, inner, task = made.strategy, made.grid.send_and_receive, made.task
-    means: list[dict[str, Array]] = []
-
-    def deltas(arrays: dict[str, Any]) -> dict[str, Array]:
-        from turnout.peft import Adapted
-
-        adapted = Adapted.of(task.loaded_model(strategy.layout.record(
-            strategy.layout.flatten(arrays), {n: view(arrays[n]) for n in strategy._buffers.values}
-        )))  # fmt: skip
-        return {name: delta.double().numpy() for name, delta in adapted.delta_weights().items()}
-
-    def watching(messages: Any, **told: Any) -> Any:
-        found = []
-        asked = list(messages)
-        for reply in inner(asked, **told):
-            record = reply.content[keys.ARRAYS]
-            assert not any(name.endswith("folded") for name in record)
-            found.append(deltas({**asked[0].content[keys.ARRAYS], **record}))
-            yield reply
-        means.append({name: np.mean([f[name] for f in found], axis=0) for name in found[0]})
-
-    made.grid.send_and_receive = watching  # type: ignore[method-assign]
-    after: list[dict[str, Array]] = []
-    strategy.start(
-        made.grid,
-        task.initial_arrays(),
-        num_rounds=3,
-        evaluate_fn=lambda now, arrays: after.append(deltas(dict(arrays.items()))),  # type: ignore[func-returns-value]
-    )
-    for mean, held in zip(means, after[1:], strict=True):
-        for name in mean:
-            np.testing.assert_allclose(held[name], mean[name], atol=1e-5)
-    kept = [int(v[0]) for n, v in strategy._buffers.values.items() if n.endswith("num_kept")]
-    assert sum(kept) < 64 * 64 + 64 * 10
-    assert max(np.abs(d).max() for d in means[-1].values()) > 1e-2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from turnout.allocation import LowRankForm
 from turnout.peft.config import AdapterConfig, Aggregation, check_averaging
-from turnout.peft.layer import AdapterLayer
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
@@ -84,7 +84,15 @@ class HutConfig(AdapterConfig):
         return 1.0 if self.alpha is None or self.hut_form == "h2" else self.alpha / self.r
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Hut:
-        """Return the adapter of ``base_layer``."""
+        """Return the adapter of ``base_layer``.
+
+        Raises `ConfigError` for a layer of zeros, such as a new head: no multiple of them is anything else.
+        """
+        if self.hut_form != "h3" and not weight_of(base_layer).any():
+            raise ConfigError(
+                f"layer {name!r} has only zeros, which a product leaves at zero; exclude it, or name it in "
+                "modules_to_save to train it whole."
+            )
         return Hut(base_layer, self, generator)
 
 
