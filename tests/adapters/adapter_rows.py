@@ -90,6 +90,12 @@ ROWS += [
     ),
     Row(
         "snella",
+        {"r": 4, "total_step": 10, "init_sparsity": 0.2, "aggregation": "exact-fold"},
+        lambda o, i: 4 * (o + i) + 3,
+        exact=False,
+    ),
+    Row(
+        "snella",
         {"r": 4, "total_step": 10, "competition": False, "checkpointing": False},
         lambda o, i: 4 * (o + i),
         exact=False,

@@ -85,6 +85,19 @@ def test_without_pruning_it_is_an_adapter_of_fixed_rank() -> None:
     assert layer.penalty() is None
 
 
+def test_of_common_vectors_the_mean_of_singular_values_is_exact() -> None:
+    config = AdaLoraConfig(init_r=3, target_r=2, total_step=9, init_std=0.5)
+    generator = torch.Generator().manual_seed(0)
+    layer = AdaLora(nn.Linear(*reversed(SIDES)), config, torch.Generator().manual_seed(1))
+    values = [torch.randn(3, 1, generator=generator) for _ in range(3)]
+    deltas = []
+    for value in (*values, sum(values) / 3):
+        with torch.no_grad():
+            layer.lora_E.copy_(value)  # type: ignore[arg-type]
+            deltas.append(layer.delta_weight())
+    torch.testing.assert_close(deltas[3], sum(deltas[:3]) / 3)
+
+
 def test_an_ordinary_loop_ends_within_the_budget() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))

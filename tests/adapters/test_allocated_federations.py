@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from turnout.experiment import Experiment
 from turnout.experiment.build import Federation, build
@@ -21,20 +21,28 @@ ROUNDS, STEPS, CLIENTS = 6, 4, 4
 ADAPTERS: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24, "init_std": 0.2},
     "adalora-svd": {
-        "init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24, "init_std": 0.2,
+        "name": "adalora", "init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24, "init_std": 0.2,
         "aggregation": "exact-svd",
     },
     "hut": {"r": 4},
+    "hut-svd": {"name": "hut", "r": 2, "hut_form": "h3", "aggregation": "exact-svd"},
     "ist": {"base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5},
-    "ist-local": {"base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5, "mode": "local"},
+    "ist-local": {
+        "name": "ist", "base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5, "mode": "local",
+    },
     "snella": {"r": 4, "kernel_scale": 1.0, "target_sparsity": 0.5, "tfinal": 8, "total_step": 24},
+    "snella-fold": {
+        "name": "snella", "r": 4, "kernel_scale": 1.0, "target_sparsity": 0.5, "tfinal": 8, "total_step": 24,
+        "aggregation": "exact-fold",
+    },
     "tera": {},
+    "tera-als": {"name": "tera", "train_modes": "all", "aggregation": "exact-als"},
     "weight-compander": {"learnable": True},
 }  # fmt: skip
 
 
 def federation(adapter: str, strategy: str = "fedavg", executor: str = "serial", **client: Any) -> Federation:
-    options = {"name": adapter.removesuffix("-local").removesuffix("-svd"), **ADAPTERS[adapter]}
+    options = {"name": adapter, **ADAPTERS[adapter]}
     return build(
         Experiment.from_dict(
             {
@@ -72,7 +80,7 @@ def test_threads_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="threads"))) == serial(adapter)
 
 
-@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "weight-compander"])
+@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "snella-fold", "tera", "weight-compander"])
 def test_processes_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="processes"))) == serial(adapter)
 
@@ -93,6 +101,10 @@ class Ranks(Callback):
 @pytest.mark.parametrize("strategy", ["fedavg", "fedstale", "fedau", "fedamd", "rerce-fed"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_strategy_runs_every_adapter(adapter: str, strategy: str) -> None:
+    if (adapter, strategy) == ("snella-fold", "rerce-fed"):
+        with pytest.raises(ConfigError, match="RerceFed's clients keep models of their own"):
+            federation(adapter, strategy)
+        return
     made, watch = federation(adapter, strategy), Ranks()
     trained = start(made, callbacks=[watch])
     started, ended = (trained.layout.flatten(a) for a in (made.task.initial_arrays(), trained.arrays()))
@@ -107,17 +119,24 @@ def test_every_strategy_runs_every_adapter(adapter: str, strategy: str) -> None:
 
 
 class Counted:
-    """Passes replies on and counts the bytes of what clients trained."""
+    """Passes messages on and counts the bytes of the model in requests, and of what clients trained."""
 
     def __init__(self, made: Federation) -> None:
+        self.requests: list[dict[str, int]] = []
         self.replies: list[dict[str, int]] = []
         inner = made.grid.send_and_receive
 
+        def sizes(message: Message) -> dict[str, int]:
+            record = message.content["arrays"]
+            assert isinstance(record, ArrayRecord)
+            return {name: view(array).nbytes for name, array in record.items()}
+
         def counting(messages: Iterable[Message], **told: Any) -> Iterable[Message]:
-            for reply in inner(messages, **told):
-                record = reply.content["arrays"]
-                assert isinstance(record, ArrayRecord)
-                self.replies.append({name: view(array).nbytes for name, array in record.items()})
+            asked = list(messages)
+            self.requests += map(sizes, asked)
+            for reply in inner(asked, **told):
+                if "arrays" in reply.content:  # Else it is an evaluation's.
+                    self.replies.append(sizes(reply))
                 yield reply
 
         made.grid.send_and_receive = counting  # type: ignore[method-assign,assignment]
@@ -132,6 +151,7 @@ class Counted:
         # One of the two layers a round, and a score and a byte of each.
         ("ist", {4 * 4 * (64 + 64) + 2 * 5, 4 * 4 * (64 + 10) + 2 * 5}),
         ("snella", {4 * (4 * (64 + 64) + 4 * (64 + 10) + 2 * 3) + 2 * (4 + 8)}),
+        ("snella-fold", {4 * (4 * (64 + 64) + 4 * (64 + 10) + 2 * 3) + 2 * (4 + 8)}),
         # One mode of each layer a round, of 8, 8 | 8, 8 and 10 | 8, 8 numbers, in turn.
         ("tera", {4 * (8 + 10), 4 * (8 + 8)}),
         ("weight-compander", {4 * (64 * 64 + 64 * 10 + 64 + 10 + 4)}),
@@ -149,6 +169,39 @@ def test_replies_have_as_many_bytes_as_the_formula_says(adapter: str, numbers: s
     assert len(counted.replies) == ROUNDS * CLIENTS
 
 
+@pytest.mark.parametrize("adapter", ["adalora", "adalora-svd"])
+@pytest.mark.parametrize("strategy", ["fedavg", "rerce-fed"])
+def test_in_the_last_phase_both_ways_have_what_is_left_of_the_triplets(
+    adapter: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = federation(adapter, strategy)
+    counted = Counted(made)
+    trained = start(made)
+    left = [int(v.sum()) for name, v in trained._buffers.values.items() if name.endswith("rank_mask")]
+    assert sum(left) == 2
+    numbers = 4 * (left[0] * (64 + 64 + 1) + left[1] * (64 + 10 + 1)) + 2 * (4 * 4 + 4)
+    for messages in (counted.requests, counted.replies):
+        assert {sum(message.values()) for message in messages[-CLIENTS:]} == {numbers}
+        assert sum(messages[0].values()) == 4 * (4 * (64 + 64 + 1) + 4 * (64 + 10 + 1)) + 2 * (4 * 4 + 4)
+    config = ConfigRecord()  # The same for those who only evaluate.
+    asked = list(trained.configure_evaluate(7, trained.arrays(), config, made.grid))
+    found = trained.aggregate_evaluate(7, made.grid.send_and_receive(asked))
+    assert sum(counted.requests[-1].values()) == numbers
+    monkeypatch.setattr("turnout.strategies.streaming.narrowed", lambda record, kept: record)
+    whole = list(trained.configure_evaluate(7, trained.arrays(), config, made.grid))
+    assert found == trained.aggregate_evaluate(7, made.grid.send_and_receive(whole)) is not None
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedamd", "scaffold"])
+def test_requests_of_what_is_left_change_no_bit(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = digest(start(federation("adalora", strategy)))
+    monkeypatch.setattr("turnout.strategies.streaming.narrowed", lambda record, kept: record)
+    made = federation("adalora", strategy)
+    counted = Counted(made) if strategy == "fedavg" else None
+    assert digest(start(made)) == narrow
+    assert counted is None or len({sum(request.values()) for request in counted.requests}) == 1
+
+
 def test_ist_sends_one_layer_and_the_server_keeps_the_other() -> None:
     made = federation("ist")
     counted = Counted(made)
@@ -163,7 +216,7 @@ def test_ist_sends_one_layer_and_the_server_keeps_the_other() -> None:
             assert np.array_equal(view(before[name]), view(after[name])) is (name not in names), name
 
 
-@pytest.mark.parametrize("adapter", ["adalora", "adalora-svd", "ist", "snella"])
+@pytest.mark.parametrize("adapter", ["adalora", "adalora-svd", "ist", "snella", "snella-fold", "tera-als"])
 def test_a_resumed_run_ends_with_the_same_model(adapter: str) -> None:
     class Keep(Callback):
         tree: dict[str, Any]

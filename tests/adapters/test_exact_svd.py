@@ -28,7 +28,7 @@ def record(rng: np.random.Generator) -> dict[str, Array]:
 def bound(arrays: dict[str, Array]) -> tuple[SvdFactors, ParameterLayout, Array]:
     layout = ParameterLayout.from_arrays({name: as_array(a) for name, a in arrays.items()})
     vector = layout.flatten({name: as_array(a) for name, a in arrays.items()})
-    factors = SvdFactors(("lora_A", "lora_B"), SCALE)
+    factors = SvdFactors([("lora_A", "lora_B")], SCALE)
     factors.bind(layout, vector)
     return factors, layout, vector
 
@@ -108,7 +108,7 @@ def test_a_gradient_at_b_zero_moves_b_only() -> None:
 def test_a_model_without_factors_is_refused() -> None:
     layout = ParameterLayout.from_arrays({"w": as_array(np.zeros(3, np.float32))})
     with pytest.raises(ConfigError, match="lora_A"):
-        SvdFactors(("lora_A", "lora_B"), 1.0).bind(layout, np.zeros(3, np.float32))
+        SvdFactors([("lora_A", "lora_B")], 1.0).bind(layout, np.zeros(3, np.float32))
 
 
 def federation(strategy: dict[str, Any], **peft: Any) -> Any:

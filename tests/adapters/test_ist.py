@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Context, RecordDict
 from torch import Tensor, nn
 
+from turnout.allocation.ist import layer_count
+from turnout.client import client_app
 from turnout.client.training_parts import TrainingParts
-from turnout.peft import Adapted, IstConfig, LoraConfig, attach
+from turnout.peft import Adapted, AdaptedTask, IstConfig, LoraConfig, attach
 from turnout.peft.ist import Ist, block_of
-from turnout.wire import ConfigError
+from turnout.tasks import Digits
+from turnout.wire import ConfigError, keys
 
 
 class Block(nn.Module):
@@ -142,6 +146,34 @@ def test_a_probe_leaves_nothing_behind() -> None:
     twin = attach(model(), LoraConfig(r=2))
     twin.load_trainable_state_dict(adapted.trainable_state_dict())
     assert torch.equal(adapted.module(X), twin.module(X))
+
+
+def test_probes_of_a_client_have_no_dropout_and_leave_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping(Digits):
+        def model(self) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10))
+
+    config = IstConfig(base={"name": "lora", "r": 2}, suppression=1.0, interval=1)
+    task = AdaptedTask(Dropping(num_clients=1), config)
+    losses: list[float] = []
+    monkeypatch.setattr(
+        "turnout.peft.ist.score_change", lambda q, damped, found, lr: losses.extend(found) or q
+    )
+    app = client_app(task, lr=0.1, local_steps=2)
+    modes: list[bool] = []
+    monkeypatch.setattr(Ist, "after_gradient", lambda part: modes.append(part.training))
+    content = RecordDict(
+        {keys.ARRAYS: task.initial_arrays(), keys.CONFIG: ConfigRecord({keys.SERVER_ROUND: 2})}
+    )
+    app.trainer.update(content, Context(0, 0, {"partition-id": 0}, RecordDict(), {}))
+    assert modes == [True, True]
+    for step in (losses[:3], losses[3:]):  # Damped by 1, on one batch, without dropout: the same each time.
+        assert len(step) == 3
+        assert max(step) - min(step) < 1e-6
+
+
+def test_of_few_layers_at_least_one_trains() -> None:
+    assert [layer_count(0.25, layers) for layers in (1, 3, 4, 8)] == [1, 1, 1, 2]
 
 
 def test_damping_is_a_factor_on_the_change_of_the_weight() -> None:

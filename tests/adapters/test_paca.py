@@ -60,6 +60,7 @@ def test_it_is_lora_with_a_frozen_selection(optimizer: str) -> None:
     trained(adapted.module, optimizer)
     trained(lora.module, optimizer)
     torch.testing.assert_close(layer.delta_weight(), other.delta_weight(), atol=1e-6, rtol=1e-5)
+    assert torch.linalg.matrix_rank(layer.delta_weight()) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

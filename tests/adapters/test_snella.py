@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from turnout.peft import SnellaConfig, attach
 from turnout.peft.allocating import update_and_allocate
 from turnout.peft.snella import Snella, sparse_square
+from turnout.strategies import folded_kernels
 from turnout.wire import ConfigError
 
 
@@ -57,6 +58,13 @@ def test_kept_entries_are_signed_squares_and_the_rest_is_zero() -> None:
     torch.testing.assert_close(layer.delta_weight().T, k * k.abs())
     layer.num_kept.fill_(0)
     assert not layer.delta_weight().any()
+
+
+def test_of_entries_that_tie_at_the_limit_none_is_kept() -> None:
+    k = torch.tensor([[2.0, -1.0, 1.0, 0.5]])
+    assert sparse_square(k, 2).tolist() == [[4.0, 0.0, 0.0, 0.0]]
+    assert not sparse_square(torch.ones(2, 2), 3).any()
+    assert folded_kernels.sparse_square(k.numpy(), 2).tolist() == [[4.0, 0.0, 0.0, 0.0]]
 
 
 def test_the_gradient_is_the_size_of_what_is_kept() -> None:

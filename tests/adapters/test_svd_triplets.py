@@ -8,10 +8,11 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from turnout.allocation import widened
 from turnout.experiment import Experiment
 from turnout.experiment.build import build
 from turnout.strategies.svd_triplets import SvdTriplets
-from turnout.wire import ParameterLayout, as_array, keys
+from turnout.wire import ParameterLayout, as_array, keys, view
 
 D_OUT, D_IN, R, SCALE = 9, 12, 4, 2.0
 Array = NDArray[np.floating[Any]]
@@ -29,7 +30,7 @@ def record(rng: np.random.Generator, std: float = 1.0) -> dict[str, Array]:
 def bound(arrays: dict[str, Array]) -> tuple[SvdTriplets, ParameterLayout, Array]:
     layout = ParameterLayout.from_arrays({name: as_array(a) for name, a in arrays.items()})
     vector = layout.flatten({name: as_array(a) for name, a in arrays.items()})
-    triplets = SvdTriplets(("lora_A", "lora_B", "lora_E"), SCALE)
+    triplets = SvdTriplets([("lora_A", "lora_B", "lora_E")], SCALE)
     triplets.bind(layout, vector)
     return triplets, layout, vector
 
@@ -88,7 +89,7 @@ def test_a_gradient_comes_back_as_the_same_motion_of_the_update() -> None:
     flat = layout.flatten({name: as_array(a) for name, a in gradient.items()})
     inside = triplets.gradient_inside(flat)
     # The derivative of the update, by differences in float64.
-    exact = SvdTriplets(("lora_A", "lora_B", "lora_E"), SCALE)
+    exact = SvdTriplets([("lora_A", "lora_B", "lora_E")], SCALE)
     wide = {name: a.astype(np.float64) for name, a in arrays.items()}
     doubles = ParameterLayout.from_arrays({name: as_array(a) for name, a in wide.items()})
     at = doubles.flatten({name: as_array(a) for name, a in wide.items()})
@@ -124,7 +125,9 @@ def test_the_error_of_a_round_is_the_tail_of_the_mean_update() -> None:
     def watching(messages: Any, **told: Any) -> Any:
         means.clear()
         for reply in inner(messages, **told):
-            full = {**strategy.arrays(), **strategy._intake._widened(reply.content[keys.ARRAYS])}
+            whole = strategy.arrays()
+            record = widened(reply.content[keys.ARRAYS], strategy._kept(), lambda name: view(whole[name]))
+            full = {**whole, **record}
             for path in ("1", "3"):
                 a, b, e = parts(strategy.layout, strategy.layout.flatten(full), path)
                 means[path] = means.get(path, 0.0) + scale * b.astype(np.float64) @ (e * a) / 3

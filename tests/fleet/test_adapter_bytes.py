@@ -15,6 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from turnout.allocation import kept_parts, narrowed
+from turnout.allocation.adalora import TRIPLETS
 from turnout.client import client_app
 from turnout.client.node import run_node
 from turnout.peft import Adapted, AdaptedTask
@@ -30,6 +32,7 @@ from adapter_rows import ROWS, SIDES, Row, ids  # noqa: E402 - found by the line
 
 # Of a reply: names and shapes of its tensors, the metrics, the frames.
 HEAD, PER_TENSOR = 400, 100
+MASK = np.array([0, 1, 0, 0], np.uint8)
 
 
 # Counts of 2 steps, -2 to 2: 24 of them go into 7 bytes.
@@ -119,12 +122,21 @@ def test_a_reply_has_the_bytes_of_the_formula(row: Row, connection: Connection) 
 def test_of_fixed_ranks_only_the_triplets_that_are_left_travel(connection: Connection) -> None:
     row = next(row for row in ROWS if row.slug == "adalora")
     arrays = task_of(row).initial_arrays()
-    arrays["3.rank_mask"] = as_array(np.array([0, 1, 0, 0], np.uint8))
-    replied, received, _ = connection.ask(row, arrays, **{keys.PARTIAL: True})
-    d_out, d_in = SIDES
-    assert received == 4 * (d_out + d_in + 1) + 4 * (1 + 4)  # And a byte of the mask, a score of each.
-    np.testing.assert_array_equal(view(replied["3.lora_A"]).shape, (1, d_in))
-    assert not np.array_equal(view(replied["3.lora_A"])[0], view(arrays["3.lora_A"])[1])
+    arrays["3.lora_E"] = as_array(np.array([[0], [1], [0], [0]], np.float32))
+    arrays["3.rank_mask"] = as_array(MASK)
+    counters, (d_out, d_in) = connection.server.counters, SIDES
+    replies, sent = [], []
+    for request in (arrays, narrowed(arrays, dict(kept_parts({"3.rank_mask": MASK}, TRIPLETS)))):
+        before = counters.sent_bytes
+        replied, received, _ = connection.ask(row, request, **{keys.PARTIAL: True})
+        assert received == 4 * (d_out + d_in + 1) + 4 * (1 + 4)  # And a byte of the mask, a score of each.
+        np.testing.assert_array_equal(view(replied["3.lora_A"]).shape, (1, d_in))
+        assert not np.array_equal(view(replied["3.lora_A"])[0], view(arrays["3.lora_A"])[1])
+        sent.append(counters.sent_bytes - before)
+        replies.append({name: view(array).tobytes() for name, array in replied.items()})
+    # The second request is less by the three triplets, and by a few digits of its sizes.
+    assert 0 <= sent[0] - sent[1] - 4 * 3 * (d_out + d_in + 1) <= 20
+    assert replies[0] == replies[1]
 
 
 def test_counts_of_steps_are_what_crosses(connection: Connection) -> None:

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from turnout.allocation import KeptPart
+from turnout.allocation import KeptPart, narrowed
 from turnout.client.curvature import curvature_record
 from turnout.client.examples import client_examples
 from turnout.client.flat_model import FlatModel, to_vector
@@ -30,7 +30,7 @@ from turnout.optim import StatePolicy
 from turnout.tasks.task import ClientData, Task
 from turnout.tasks.validation import check_number
 from turnout.wire import keys
-from turnout.wire.arrays import as_array, view
+from turnout.wire.arrays import view
 from turnout.wire.errors import ConfigError, LayoutError, unknown_name
 from turnout.wire.layout import ParameterLayout
 from turnout.wire.registry import find
@@ -158,9 +158,11 @@ class Trainer:
             if key == keys.ARRAYS:
                 content[key] = work.model.record(vector)
             else:
-                content[key] = layout.record(vector, trimmed=key.startswith(f"{keys.OPTIMIZER}."))
+                trimmed = key.startswith(f"{keys.OPTIMIZER}.") or work.flag(keys.PARTIAL)
+                content[key] = layout.record(vector, trimmed=trimmed)
         if work.flag(keys.PARTIAL) and isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
-            _leave_out_unchanged(sent, layout, _arrays(message.content), work.model.parts.kept())
+            received = _arrays(message.content)
+            content[keys.ARRAYS] = _changed(sent, layout, received, work.model.parts.kept(received))
         if isinstance(sent := content.get(keys.ARRAYS), ArrayRecord):
             _put_codes(sent, layout, outcome.codes)
         for key, record in outcome.records.items():
@@ -303,26 +305,20 @@ class Trainer:
         return data
 
 
-def _leave_out_unchanged(
+def _changed(
     sent: ArrayRecord, layout: ParameterLayout, received: ArrayRecord, kept: Mapping[str, KeptPart]
-) -> None:
-    """Remove from ``sent`` the parameters that are, bit for bit, those ``received``.
+) -> ArrayRecord:
+    """Return ``sent`` without the parameters that are, bit for bit, those ``received``.
 
-    One stays if all are: a model without parameters is none. Of those in ``kept`` only that part stays, if
-    the rest is unchanged.
+    One stays if all are: a model without parameters is none. Of those in ``kept`` there is that part only:
+    what became of the rest is nobody's concern.
     """
-    same = [
-        spec.name
-        for spec in layout.tensors
-        if np.array_equal(view(sent[spec.name]), view(received[spec.name]))
-    ]
-    for name in same[len(same) == len(layout.tensors) :]:
-        del sent[name]
-    for name, part in kept.items():
-        if name in sent:
-            whole = view(sent[name])
-            if np.array_equal(part.rest(whole), part.rest(view(received[name]))):
-                sent[name] = as_array(part.taken(whole))
+    made, before = narrowed(sent, kept), narrowed(received, kept)
+    parameters = [spec.name for spec in layout.tensors if spec.name in made]
+    same = [name for name in parameters if np.array_equal(view(made[name]), view(before[name]))]
+    for name in same[len(same) == len(parameters) :]:
+        del made[name]
+    return made
 
 
 def _put_codes(sent: ArrayRecord, layout: ParameterLayout, codes: Mapping[int, Array]) -> None:

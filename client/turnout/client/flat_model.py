@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
+from turnout.allocation import widened
 from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import Vector
 from turnout.tasks.travelling import place, record_of, travelling
@@ -89,7 +90,14 @@ class FlatModel:
         return x.as_strided(x.shape, (height * width, 1, width, 1), x.storage_offset())
 
     def load(self, record: Mapping[str, Array]) -> None:
-        """Copy ``record`` (parameters and buffers) into the model; `LayoutError` when it does not fit."""
+        """Copy ``record`` (parameters and buffers) into the model; `LayoutError` when it does not fit.
+
+        What a mask in it drops for good may be missing, and is zero then.
+        """
+        kept = self.parts.kept(record)
+        if kept:
+            shapes = {spec.name: (spec.shape, spec.dtype) for spec in self.layout.tensors}
+            record = widened(record, kept, lambda name: np.zeros(*shapes[name]))
         vector = self.layout.flatten(record, out=self._host)
         if self._host is None:
             self.load_vector(vector)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
 from turnout.allocation import KeptPart, kept_parts
 from turnout.tasks.training_part import TrainingPart
+from turnout.wire.arrays import view
 
 
 class TrainingParts:
@@ -66,16 +67,13 @@ class TrainingParts:
                 tensor.requires_grad_(True)
         self._held.clear()
 
-    def kept(self) -> dict[str, KeptPart]:
-        """Return by tensor what the received masks leave of it, where they leave a part."""
+    def kept(self, record: Mapping[str, Array]) -> dict[str, KeptPart]:
+        """Return by tensor what the masks in a received ``record`` leave of it, where they leave a part."""
         made: dict[str, KeptPart] = {}
         for name, part in self._narrowing.items():
             path = f"{name}." if name else ""
-            masks = {
-                f"{path}{own}": cast(Tensor, getattr(part, own)).numpy(force=True)
-                for own, _ in part.narrows.values()
-            }
-            made |= kept_parts(masks, part.narrows)
+            masks = {f"{path}{own}" for own, _ in part.narrows.values()}
+            made |= kept_parts({mask: view(record[mask]) for mask in masks if mask in record}, part.narrows)
         return made
 
     def end(self) -> None:

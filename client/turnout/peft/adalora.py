@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.allocation import AdaLoraAllocator, Sides
+from turnout.allocation import AdaLoraAllocator, LowRankForm, Sides
 from turnout.allocation.adalora import TRIPLETS
 from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
@@ -88,7 +88,7 @@ class AdaLoraConfig(AdapterConfig):
         check_number("init_std", self.init_std, low=0, open_low=True)
         for field in ("beta1", "beta2"):
             check_number(field, getattr(self, field), low=0, high=1, open_low=True, open_high=True)
-        check_averaging(self.aggregation)
+        check_averaging(self.aggregation, "exact-svd")
         self.allocator()
 
     @property
@@ -110,9 +110,9 @@ class AdaLoraConfig(AdapterConfig):
         )
 
     @property
-    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
+    def dense_form(self) -> LowRankForm | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
-        return (tuple(TRIPLETS), self.scale) if self.aggregation == "exact-svd" else None
+        return LowRankForm((tuple(TRIPLETS),), self.scale) if self.aggregation == "exact-svd" else None
 
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters, which share the penalty's mean."""

@@ -11,21 +11,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from turnout.allocation import Allocator
+from turnout.allocation import Allocator, DenseForm
 from turnout.peft.layer import AdapterLayer, is_transposed
 from turnout.tasks.validation import check_count
 from turnout.wire.errors import ConfigError, unknown_name
 
-Aggregation = Literal["exact", "approximate", "exact-svd"]
+Aggregation = Literal["exact", "approximate", "exact-svd", "exact-als", "exact-fold"]
 """Whether the mean of what clients send is the mean of their dense updates, or is made so by the server."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_averaging(aggregation: object) -> None:
-    """Raise `ConfigError` unless a method of factors can be averaged like that."""
-    if aggregation not in ("approximate", "exact-svd"):
-        raise unknown_name("aggregation", str(aggregation), ("approximate", "exact-svd"))
+def check_averaging(aggregation: object, *possible: Aggregation) -> None:
+    """Raise `ConfigError` unless ``aggregation`` is "approximate" or one of the ``possible``."""
+    if aggregation not in ("approximate", *possible):
+        raise unknown_name("aggregation", str(aggregation), ("approximate", *possible))
 
 
 class Companion(nn.Module):
@@ -60,8 +60,8 @@ class AdapterConfig(ABC):
     """
 
     aggregation: ClassVar[Aggregation]
-    svd_factors: ClassVar[tuple[tuple[str, ...], float] | None] = None
-    """Names of the factors (A, B, and maybe E) and the scale, for a server that averages their products."""
+    dense_form: ClassVar[DenseForm | None] = None
+    """What the dense updates are made of, for a server that averages those; None averages what travels."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     adapts_transposed: ClassVar[bool] = True
     """Whether linear layers that store their weight transposed can be adapted as well."""

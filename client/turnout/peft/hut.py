@@ -14,10 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from turnout.peft.config import AdapterConfig, Aggregation
-from turnout.peft.layer import AdapterLayer
+from turnout.allocation import LowRankForm
+from turnout.peft.config import AdapterConfig, Aggregation, check_averaging
+from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.tasks.validation import check_number
-from turnout.wire.errors import unknown_name
+from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import register
 
 Form = Literal["h1", "h2", "h3"]
@@ -44,7 +45,13 @@ class HutConfig(AdapterConfig):
         ``W * (1 + s B A) + s B2 A2``.
     freeze_a
         Train B only; A, the same for all clients, does not travel.
+    aggregation
+        "exact" with ``freeze_a``, else "approximate", which averages the factors, or "exact-svd": the server
+        averages the products ``s B A``, with whichever rule the strategy has, and sends factors of the
+        result's best approximation of rank r. W, the same for all, multiplies what is left of the error.
     """
+
+    aggregation: Aggregation = "approximate"  # type: ignore[misc]
 
     r: int = 8
     alpha: float | None = None
@@ -58,11 +65,20 @@ class HutConfig(AdapterConfig):
             check_number("alpha", self.alpha, low=0, open_low=True)
         if self.hut_form not in ("h1", "h2", "h3"):
             raise unknown_name("hut_form", str(self.hut_form), ("h1", "h2", "h3"))
+        if self.freeze_a and self.aggregation != "exact-svd":
+            object.__setattr__(self, "aggregation", "exact")
+        elif self.freeze_a:
+            raise ConfigError(
+                "aggregation='exact-svd' has no use with freeze_a=true, which is exact by itself."
+            )
+        else:
+            check_averaging(self.aggregation, "exact-svd")
 
     @property
-    def aggregation(self) -> Aggregation:  # type: ignore[override]
-        """Exact when A is frozen."""
-        return "exact" if self.freeze_a else "approximate"
+    def dense_form(self) -> LowRankForm | None:  # type: ignore[override]
+        """The factors' names and the scale, if the server averages their products."""
+        groups = (("hut_A", "hut_B"), ("hut_A2", "hut_B2"))[: 2 if self.hut_form == "h3" else 1]
+        return LowRankForm(groups, self.scale) if self.aggregation == "exact-svd" else None
 
     @property
     def scale(self) -> float:
@@ -70,7 +86,15 @@ class HutConfig(AdapterConfig):
         return 1.0 if self.alpha is None or self.hut_form == "h2" else self.alpha / self.r
 
     def layer(self, name: str, base_layer: nn.Module, generator: torch.Generator) -> Hut:
-        """Return the adapter of ``base_layer``."""
+        """Return the adapter of ``base_layer``.
+
+        Raises `ConfigError` for a layer of zeros, such as a new head: no multiple of them is anything else.
+        """
+        if self.hut_form != "h3" and not weight_of(base_layer).any():
+            raise ConfigError(
+                f"layer {name!r} has only zeros, which a product leaves at zero; exclude it, or name it in "
+                "modules_to_save to train it whole."
+            )
         return Hut(base_layer, self, generator)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from turnout.allocation import IstAllocator, draw_layers, score_change
+from turnout.allocation import DenseForm, IstAllocator, draw_layers, score_change
 from turnout.allocation.ist import layer_count
 from turnout.peft.config import AdapterConfig, Aggregation, Companion
 from turnout.peft.layer import AdapterLayer
@@ -117,9 +117,9 @@ class IstConfig(AdapterConfig):
         return self.adapter.shares
 
     @property
-    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
-        """Those of the adapters."""
-        return self.adapter.svd_factors
+    def dense_form(self) -> DenseForm | None:  # type: ignore[override]
+        """That of the adapters."""
+        return self.adapter.dense_form
 
     @property
     def adapts(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]

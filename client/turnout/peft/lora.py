@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from turnout.allocation import LowRankForm
 from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
 from turnout.peft.seeded_dropout import dropping
@@ -60,14 +61,14 @@ class LoraConfig(AdapterConfig):
             raise ConfigError(
                 f"init_lora_weights={self.init_lora_weights!r} is not possible; use true or 'gaussian'."
             )
-        check_averaging(self.aggregation)
+        check_averaging(self.aggregation, "exact-svd")
         check_number("lora_alpha", self.lora_alpha, low=0, open_low=True)
         check_number("lora_dropout", self.lora_dropout, low=0, high=1, open_high=True)
 
     @property
-    def svd_factors(self) -> tuple[tuple[str, ...], float] | None:  # type: ignore[override]
+    def dense_form(self) -> LowRankForm | None:  # type: ignore[override]
         """The factors' names and the scale, if the server averages dense updates."""
-        return (("lora_A", "lora_B"), self.scale) if self.aggregation == "exact-svd" else None
+        return LowRankForm((("lora_A", "lora_B"),), self.scale) if self.aggregation == "exact-svd" else None
 
     @property
     def scale(self) -> float:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from turnout.allocation import SnellaAllocator
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.allocation import KernelForm, SnellaAllocator
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer
 from turnout.peft.sensitivity import Sensitivity
 from turnout.tasks.training_part import TrainingPart
@@ -58,9 +58,15 @@ class SnellaConfig(AdapterConfig):
         Smoothing of sensitivity and of its uncertainty.
     checkpointing
         Build the dense update again in backward, not keep it.
+    aggregation
+        "approximate" averages the thin matrices. "exact-fold" averages the sparse updates, with whichever
+        rule the strategy has: their mean becomes part of the weight, in a dense tensor ``folded`` that
+        travels down, and the matrices start again from their first values in every round. Replies are as
+        without it. Then the update is zero at first. Clients have a dense matrix per layer, and so does
+        their optimizer's state. Not for ADMM, whose clients keep models of their own.
     """
 
-    aggregation: ClassVar[Aggregation] = "approximate"
+    aggregation: Literal["approximate", "exact-fold"] = "approximate"  # type: ignore[misc]
 
     r: int = 32
     num_kernels: int = 2
@@ -91,7 +97,13 @@ class SnellaConfig(AdapterConfig):
             check_number(field, getattr(self, field), low=0, high=1, open_high=True)
         for field in ("beta1", "beta2"):
             check_number(field, getattr(self, field), low=0, high=1, open_low=True, open_high=True)
+        check_averaging(self.aggregation, "exact-fold")
         self.allocator()
+
+    @property
+    def dense_form(self) -> KernelForm | None:  # type: ignore[override]
+        """The kernels' scale, if the server averages dense updates."""
+        return KernelForm(self.kernel_scale) if self.aggregation == "exact-fold" else None
 
     def allocator(self, local_steps: int | None = 1) -> SnellaAllocator:
         """Return what shares out the non-zeros, for rounds of ``local_steps`` steps."""
@@ -115,11 +127,11 @@ class Snella(AdapterLayer, TrainingPart):
     beta.
 
     ``num_kept`` (1,) is how many entries of the update may be non-zero, ``running_importance`` (1,) the
-    client's score of the layer.
+    client's score of the layer. With ``aggregation="exact-fold"``, ``folded`` (d_out, d_in) is the mean change
+    of all rounds before, less what the kernel adds as it starts; it travels, and no step changes it.
     """
 
     config: SnellaConfig
-    travelling_names = ("num_kept", "running_importance")
     stackable = False
 
     def __init__(self, base_layer: nn.Module, config: SnellaConfig, generator: torch.Generator) -> None:
@@ -143,6 +155,17 @@ class Snella(AdapterLayer, TrainingPart):
         self.register_buffer("num_kept", torch.tensor([kept]))
         self.register_buffer("running_importance", torch.zeros(1))
         self._sensitivities: list[Sensitivity] = []
+        self._held: Tensor | None = None
+        if config.aggregation == "exact-fold":
+            with torch.no_grad():
+                start = -self._sparse(*self.factors).contiguous()
+            self.folded = nn.Parameter(start, requires_grad=False)
+
+    @property
+    def travelling_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What travels beside what is trained."""
+        folded = ("folded",) if self.config.aggregation == "exact-fold" else ()
+        return ("num_kept", "running_importance", *folded)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -155,7 +178,10 @@ class Snella(AdapterLayer, TrainingPart):
         return kernel(self.config.kernel_scale, *self.factors)
 
     def delta_weight(self) -> Tensor:
-        """Return ``(K * n)^T`` with n the size of the entries kept, a constant to the gradient."""
+        """Return ``(K * n)^T`` with n the size of the entries kept, a constant to the gradient.
+
+        Plus what is folded into the weight.
+        """
         return self._delta(*self.factors)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -169,16 +195,27 @@ class Snella(AdapterLayer, TrainingPart):
         return base + branch.to(base.dtype)
 
     def _delta(self, *factors: Tensor) -> Tensor:
+        sparse = self._sparse(*factors)
+        return self.folded + sparse if self.config.aggregation == "exact-fold" else sparse
+
+    def _sparse(self, *factors: Tensor) -> Tensor:
         return sparse_square(kernel(self.config.kernel_scale, *factors), int(self.num_kept)).T
 
     def _branch(self, x: Tensor, *factors: Tensor) -> Tensor:
         return linear(x, self._delta(*factors))
 
     def start_training(self, server_round: int, seed: tuple[int, ...]) -> None:
-        """Collect scores anew."""
+        """Collect scores anew, and keep what no step may change."""
+        if self.config.aggregation == "exact-fold":
+            self._held = self.folded.detach().clone()
         self._sensitivities = [
             Sensitivity(tensor, self.config.beta1, self.config.beta2) for tensor in (self.In_Qs, self.Out_Qs)
         ]
+
+    def leave_step(self) -> None:
+        """Put back what is folded into the weight, whatever decay did to it."""
+        if self._held is not None:
+            self.folded.copy_(self._held)
 
     def after_gradient(self) -> None:
         """Take the step's gradients into the scores."""
@@ -192,7 +229,7 @@ class Snella(AdapterLayer, TrainingPart):
     def end_training(self) -> None:
         """Write the score for the server."""
         self.report()
-        self._sensitivities = []
+        self._sensitivities, self._held = [], None
 
 
 def kernel(scale: float, inner: Tensor, outer: Tensor, *competition: Tensor) -> Tensor:

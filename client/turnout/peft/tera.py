@@ -17,7 +17,8 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from turnout.peft.config import AdapterConfig, Aggregation
+from turnout.allocation import NetworkForm
+from turnout.peft.config import AdapterConfig, Aggregation, check_averaging
 from turnout.peft.layer import AdapterLayer, check_buffers, weight_of
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
@@ -56,8 +57,14 @@ class TeraConfig(AdapterConfig):
         Seed of core and factors, by default ``seed``.
     save_projection
         Save core and factors with the adapter, not only their seed.
+    aggregation
+        "exact" with cyclic training. With "all", "approximate" averages the diagonals, "exact-als" the dense
+        updates, with whichever rule the strategy has: the server, which has the network too, sends diagonals
+        fitted to the result by alternating least squares. That is as near as the network comes, or nearly,
+        and costs the server memory for dense layers.
     """
 
+    aggregation: Aggregation = "approximate"  # type: ignore[misc]
     shares: ClassVar[bool] = True
 
     out_modes: tuple[int, ...] | None = None
@@ -82,10 +89,21 @@ class TeraConfig(AdapterConfig):
             for number in value if isinstance(value, (tuple, list)) else () if value is None else (value,):
                 check_count(field, number, low=1)
 
+        cyclic = self.train_modes == "cyclic"
+        if cyclic and self.aggregation == "exact-als":
+            raise ConfigError(
+                "aggregation='exact-als' has no use with train_modes='cyclic', which is exact by itself; use "
+                "train_modes='all' with it."
+            )
+        if cyclic:
+            object.__setattr__(self, "aggregation", "exact")
+        else:
+            check_averaging(self.aggregation, "exact-als")
+
     @property
-    def aggregation(self) -> Aggregation:  # type: ignore[override]
-        """Exact with cyclic training."""
-        return "exact" if self.train_modes == "cyclic" else "approximate"
+    def dense_form(self) -> NetworkForm | None:  # type: ignore[override]
+        """The diagonals' name and the scale, if the server averages dense updates."""
+        return NetworkForm("tera_d", self.scale) if self.aggregation == "exact-als" else None
 
     def layers(self, targets: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the adapters; layers of one shape share one network's core and factors."""

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 from flwr.app import ArrayRecord
 
+from turnout.allocation import DenseForm, KernelForm, NetworkForm
+from turnout.strategies.admm import ScheduledADMM
+from turnout.strategies.coordinates import Coordinates
+from turnout.strategies.folded_kernels import FoldedKernels
+from turnout.strategies.network_updates import FrozenNetwork, NetworkUpdates
 from turnout.strategies.shared_state import Source
 from turnout.strategies.svd_factors import SvdFactors
 from turnout.strategies.svd_triplets import SvdTriplets
@@ -41,16 +46,45 @@ def couple(
         )
     strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
     strategy.allocator = config.allocator(local_steps)
-    if config.svd_factors is not None:
+    if config.dense_form is not None:
         if strategy.carried_vectors:
             raise ConfigError(
-                "aggregation='exact-svd' makes new factors in every round; optimizer_state='send' averages "
-                "what is about the old ones; use optimizer_state='reset'."
+                f"aggregation={config.aggregation!r} makes new factors in every round; "
+                "optimizer_state='send' averages what is about the old ones; use optimizer_state='reset'."
             )
-        names, scale = config.svd_factors
-        strategy.coordinates = (SvdFactors if len(names) == 2 else SvdTriplets)(names, scale)
+        if isinstance(config.dense_form, KernelForm) and isinstance(strategy, ScheduledADMM):
+            raise ConfigError(
+                "aggregation='exact-fold' moves what the clients trained into the weight in every round, and "
+                f"{type(strategy).__name__}'s clients keep models of their own; use 'approximate'."
+            )
+        adapted = cast("Callable[[], AdaptedTask]", task)
+        strategy.coordinates = _coordinates(config.dense_form, adapted)
     if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
         strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
+
+
+def _coordinates(form: DenseForm, task: Callable[[], AdaptedTask]) -> Coordinates:
+    """Return what lets a strategy compute with the dense updates of ``form``."""
+    if isinstance(form, NetworkForm):
+        return NetworkUpdates(lambda: _networks(task()), form.name, form.scale)
+    if isinstance(form, KernelForm):
+        return FoldedKernels(form.scale)
+    factors = SvdFactors if len(form.groups[0]) == 2 else SvdTriplets
+    return factors(form.groups, form.scale)
+
+
+def _networks(task: AdaptedTask) -> dict[str, FrozenNetwork]:
+    """Return the frozen networks of the task's model by layer."""
+    from turnout.peft import Adapted
+    from turnout.peft.tera import Tera
+
+    return {
+        name: FrozenNetwork(
+            layer.tera_core.double().numpy(), [f.double().numpy() for f in layer.factors], layer.outputs
+        )
+        for name, layer in Adapted.of(task.model()).layers.items()
+        if isinstance(layer, Tera)
+    }
 
 
 class AdapterState(Source):

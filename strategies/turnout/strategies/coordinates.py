@@ -21,6 +21,9 @@ class Coordinates:
     def bind(self, layout: ParameterLayout, vector: NDArray) -> None:
         """Start a run with the initial model ``vector``, in the messages' ``layout``."""
 
+    def decided(self, buffers: Mapping[str, NDArray]) -> None:
+        """Note the buffers that travel beside the next models, after `bind` and whenever they are decided."""
+
     def sent(self, vector: NDArray) -> None:
         """Note that the clients now receive ``vector``, in the messages' layout."""
 

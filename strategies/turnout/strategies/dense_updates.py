@@ -1,15 +1,17 @@
-"""Low-rank adapters averaged as dense updates: what the strategies see of them, and what clients hold.
+"""Adapters of factors averaged as dense updates: what the strategies see of them, and what clients hold.
 
 The mean of factors is not the factor of the mean: ``mean(B) mean(A) != mean(B A)``. Here the strategy
 computes with the dense updates, so that any rule that is linear in the clients' vectors is exact; what
-clients receive are factors of its best approximation of rank r (the truncated SVD, as in FlexLoRA, arXiv
-2402.11505). Memory is that of the dense adapted layers for every vector of the strategy.
+clients receive are factors of an approximation that the method can hold. Of low-rank factors the best one is
+known (the truncated SVD, as in FlexLoRA, arXiv 2402.11505). Memory is that of the dense adapted layers for
+every vector of the strategy.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,15 +21,24 @@ from turnout.strategies.coordinates import Coordinates
 from turnout.wire import CheckpointError, ConfigError, NDArray, ParameterLayout
 
 Factors = tuple[NDArray, ...]
-"""Of one layer: A (r, d_in), B (d_out, r) and whatever else the method has."""
+"""Of one layer, the tensors that travel, in the order of `FactorLayer.names`."""
 
 # Singular values below this share of the largest are rounding.
 RANK: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class FactorLayer:
+    """An adapted layer: its ``path`` in the model, its factors' full names, its dense ``shape``."""
+
+    path: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
-    """One adapted layer, or (one part, no ``shapes``) a tensor that is as it is.
+    """One adapted ``layer``, or (one part, no layer) a tensor that is as it is.
 
     ``parts`` are the slices of its tensors in the messages' vector, ``inner`` its slice in the strategy's.
     """
@@ -35,6 +46,7 @@ class _Block:
     parts: tuple[slice, ...]
     inner: slice
     shapes: tuple[tuple[int, ...], ...] = ()
+    layer: FactorLayer | None = None
 
     def of(self, vector: NDArray) -> Factors:
         """Return the layer's factors as views of ``vector``."""
@@ -44,11 +56,12 @@ class _Block:
 class DenseUpdates(Coordinates):
     """Dense updates ``scale * product(factors)`` inside, factors outside; other tensors as they are.
 
-    ``names`` are the last parts of the factors' names, A's and B's first.
+    ``option`` is the value of ``aggregation`` that asks for it.
     """
 
-    def __init__(self, names: Sequence[str], scale: float) -> None:
-        self._names = tuple(names)
+    option = "exact-svd"
+
+    def __init__(self, scale: float) -> None:
         self._scale = scale
         self._blocks: list[_Block] = []
         self._frame = np.empty(0)
@@ -56,32 +69,41 @@ class DenseUpdates(Coordinates):
         self._model = self._factors = np.empty(0)
 
     @abstractmethod
-    def product(self, factors: Factors) -> NDArray:
-        """Return the update of ``factors``, shape (d_out, d_in), without the scale."""
+    def layers(self, layout: ParameterLayout) -> Iterable[FactorLayer]:
+        """Return the layers whose factors are in ``layout``."""
 
     @abstractmethod
-    def factorised(self, dense: NDArray, before: Factors) -> Factors:
-        """Return factors, near ``before``, of the best approximation of ``dense`` of their rank."""
+    def product(self, factors: Factors, path: str) -> NDArray:
+        """Return the update of the layer ``path`` with ``factors``, without the scale."""
 
     @abstractmethod
-    def motion(self, factors: Factors, gradient: Factors) -> NDArray:
+    def factorised(self, dense: NDArray, before: Factors, path: str) -> Factors:
+        """Return factors, near ``before``, whose update is an approximation of ``dense``, the best if known."""
+
+    @abstractmethod
+    def motion(self, factors: Factors, gradient: Factors, path: str) -> NDArray:
         """Return the direction in which ``gradient`` moves the product of ``factors``."""
 
     @abstractmethod
-    def gradient(self, factors: Factors, dense: NDArray) -> Factors:
+    def gradient(self, factors: Factors, dense: NDArray, path: str) -> Factors:
         """Return the smallest gradient whose `motion` is as near to ``dense`` as can be."""
 
     def bind(self, layout: ParameterLayout, vector: NDArray) -> None:
         """Find the layers. Raises `ConfigError` when the model has none."""
-        self._blocks = list(_blocks(layout, self._names))
+        self._blocks = list(_blocks(layout, self.layers(layout)))
         self._frame = np.array(vector)
         self._size = self._blocks[-1].inner.stop if self._blocks else 0
-        if not any(block.shapes for block in self._blocks):
+        if not any(block.layer for block in self._blocks):
             raise ConfigError(
-                f"aggregation='exact-svd' needs factors {' and '.join(map(repr, self._names))}, "
-                "which this model does not have; use the method's own aggregation."
+                f"aggregation={self.option!r} needs {self.needs}, which this model does not have; use the "
+                "method's own aggregation."
             )
         self._keep(self._frame)
+
+    @property
+    @abstractmethod
+    def needs(self) -> str:
+        """What the model must have, for a message."""
 
     def sent(self, vector: NDArray) -> None:
         """Take the factors that were sent as those that the next ones stay near."""
@@ -89,13 +111,13 @@ class DenseUpdates(Coordinates):
 
     def inside(self, vector: NDArray) -> NDArray:
         """Return the dense updates of the factors."""
-        return self._inward(vector, lambda block: self.product(block.of(vector)))
+        return self._inward(vector, lambda block, path: self.product(block.of(vector), path))
 
     def outside(self, vector: NDArray) -> NDArray:
         """Return factors of the best approximation of rank r, near the last ones that were sent."""
         if np.array_equal(vector, self._model):
             return self._factors
-        return self._outward(vector, lambda before, dense: self.factorised(dense, before))
+        return self._outward(vector, lambda before, dense, path: self.factorised(dense, before, path))
 
     def project(self, vector: NDArray) -> NDArray:
         """Return the best approximation of rank r of every layer."""
@@ -107,7 +129,9 @@ class DenseUpdates(Coordinates):
 
     def gradient_inside(self, vector: NDArray) -> NDArray:
         """Return the direction in which a gradient of the factors moves the dense updates."""
-        return self._inward(vector, lambda block: self.motion(block.of(self._frame), block.of(vector)))
+        return self._inward(
+            vector, lambda block, path: self.motion(block.of(self._frame), block.of(vector), path)
+        )
 
     def gradient_outside(self, vector: NDArray) -> NDArray:
         """Return the smallest factors' gradient that moves the update as near to ``vector`` as they can."""
@@ -127,34 +151,29 @@ class DenseUpdates(Coordinates):
         self._frame = np.array(tree["frame"])
         self._keep(np.array(tree["factors"]))
 
-    def _inward(self, vector: NDArray, product: Callable[[_Block], NDArray]) -> NDArray:
+    def _inward(self, vector: NDArray, product: Callable[[_Block, str], NDArray]) -> NDArray:
         """Return the strategy's vector of a travelling one: ``product`` of layers, the rest as it is."""
         made = np.empty(self._size, vector.dtype)
         for block in self._blocks:
-            made[block.inner] = (
-                (self._scale * product(block)).reshape(-1) if block.shapes else vector[block.parts[0]]
-            )
+            if block.layer is None:
+                made[block.inner] = vector[block.parts[0]]
+            else:
+                made[block.inner] = (self._scale * product(block, block.layer.path)).reshape(-1)
         return made
 
-    def _outward(self, vector: NDArray, factors: Callable[[Factors, NDArray], Factors]) -> NDArray:
+    def _outward(self, vector: NDArray, factors: Callable[[Factors, NDArray, str], Factors]) -> NDArray:
         """Return the travelling vector of the strategy's: ``factors`` by the last ones and what is dense."""
         made = np.empty_like(self._frame)
         for block in self._blocks:
-            if not block.shapes:
+            if block.layer is None:
                 made[block.parts[0]] = vector[block.inner]
                 continue
-            before = _doubles(block.of(self._frame))
-            for part, factor in zip(
-                block.parts, factors(before, self._dense(block, vector, before)), strict=True
-            ):
+            before = tuple(factor.astype(np.float64) for factor in block.of(self._frame))
+            dense = vector[block.inner].reshape(block.layer.shape).astype(np.float64) / self._scale
+            found = factors(before, dense, block.layer.path)
+            for part, factor in zip(block.parts, found, strict=True):
                 made[part] = factor.reshape(-1)
         return made
-
-    def _dense(self, block: _Block, vector: NDArray, factors: Factors) -> NDArray:
-        """Return the block's update in ``vector`` without the scale, in float64."""
-        shape = factors[1].shape[0], factors[0].shape[1]
-        dense: NDArray = vector[block.inner].reshape(shape).astype(np.float64) / self._scale
-        return dense
 
     def _keep(self, factors: NDArray) -> NDArray:
         """Remember the model of ``factors`` and return it."""
@@ -162,27 +181,21 @@ class DenseUpdates(Coordinates):
         return self._model
 
 
-def _blocks(layout: ParameterLayout, names: tuple[str, ...]) -> Iterator[_Block]:
-    """Yield the layout's layers, where A is, and plain tensors, in the order of the layout."""
+def _blocks(layout: ParameterLayout, layers: Iterable[FactorLayer]) -> Iterator[_Block]:
+    """Yield the layers, where the first of their factors is, and plain tensors, in the order of the layout."""
     by_name = {tensor.name: tensor for tensor in layout.tensors}
+    owner = {name: layer for layer in layers for name in layer.names}
     start = 0
     for tensor in layout.tensors:
-        path, _, last = tensor.name.rpartition(".")
-        group = [by_name.get(f"{path}.{name}") for name in names] if last in names else [None]
-        found = [spec for spec in group if spec is not None]
-        if len(found) < len(group):
-            yield _Block((slice(tensor.offset, tensor.offset + tensor.size),), _after(start, tensor.size))
-            start += tensor.size
-        elif last == names[0]:
-            size = found[1].shape[0] * found[0].shape[1]
-            parts = tuple(slice(spec.offset, spec.offset + spec.size) for spec in found)
-            yield _Block(parts, _after(start, size), tuple(spec.shape for spec in found))
-            start += size
-
-
-def _after(start: int, size: int) -> slice:
-    return slice(start, start + size)
-
-
-def _doubles(factors: Factors) -> Factors:
-    return tuple(factor.astype(np.float64) for factor in factors)
+        layer = owner.get(tensor.name)
+        if layer is not None and tensor.name != layer.names[0]:
+            continue
+        found = [tensor] if layer is None else [by_name[name] for name in layer.names]
+        size = tensor.size if layer is None else math.prod(layer.shape)
+        yield _Block(
+            tuple(slice(spec.offset, spec.offset + spec.size) for spec in found),
+            slice(start, start + size),
+            tuple(spec.shape for spec in found),
+            layer,
+        )
+        start += size

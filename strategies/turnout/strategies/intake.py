@@ -10,13 +10,13 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
-from turnout.allocation import KeptPart
+from turnout.allocation import KeptPart, widened
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
 from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, as_array, keys, view
-from turnout.wire.flower import NUMPY_STYPE, REPLY_REFUSED, records_of
+from turnout.wire.flower import REPLY_REFUSED, records_of
 from turnout.wire.step_counts import STEP_COUNTS_STYPE, step_counts_view
 
 # Such metrics can be weighted and added up without overflow.
@@ -198,7 +198,8 @@ class Intake:
             )
         record: Mapping[str, Array] = arrays[name]
         if name == keys.ARRAYS:
-            record = {**self._unchanged, **self._widened(self._moved(record))}
+            whole, given = self._unchanged, self._moved(record)
+            record = {**whole, **widened(given, self._kept, lambda tensor: view(whole[tensor]))}
         vector = self._layout.flatten(record, with_buffers=name == keys.ARRAYS)
         vector = self._coordinates.record_inside(name, vector)
         minus = self._sent if instruction.reply == "update" else None
@@ -211,16 +212,6 @@ class Intake:
         for name, array in made.items():
             if array.stype == STEP_COUNTS_STYPE and name in self._received:
                 made[name] = as_array(step_counts_view(array, view(self._received[name])))
-        return made
-
-    def _widened(self, record: Mapping[str, Array]) -> dict[str, Array]:
-        """Return ``record`` with what it leaves out of its tensors as it was sent."""
-        made = dict(record.items())
-        for name, part in self._kept.items():
-            if name in made and name in self._unchanged and made[name].stype == NUMPY_STYPE:
-                whole, given = view(self._unchanged[name]), view(made[name])
-                if given.shape == part.shape(whole.shape) and given.dtype == whole.dtype:
-                    made[name] = as_array(part.filled(given, whole))
         return made
 
     @staticmethod

@@ -80,8 +80,8 @@ class StockStrategy(StreamingStrategy):
             )
         if type(self.coordinates) is not Coordinates:
             raise ConfigError(
-                f"{self.name} of Flower averages tensors as they travel, which aggregation='exact-svd' does "
-                "not; leave aggregation out, or take a strategy of Turnout's."
+                f"{self.name} of Flower averages tensors as they travel, which an aggregation such as "
+                "'exact-svd' does not; leave aggregation out, or take a strategy of Turnout's."
             )
         self.own.reset()
 

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from turnout.allocation import Allocator, ModelView
+from turnout.allocation import Allocator, KeptPart, ModelView, narrowed
 from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.carried import CarriedVectors
 from turnout.strategies.checks import names, number
@@ -63,7 +63,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self.shared = SharedState()
         #: Decides between rounds what clients may train, for an adapter that needs it.
         self.allocator: Allocator | None = None
-        #: Whether clients may leave tensors out that they did not change.
+        #: Whether clients may leave tensors out that they did not change, and know of masks.
         self.partial_replies = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,8 +85,9 @@ class StreamingStrategy(Algorithm, Strategy):
         super().load_state_dict(tree)
         if self._layout:
             self._buffers.values = {name: np.array(value) for name, value in tree["buffers"].items()}
-            self.coordinates.load_state_dict(tree.get("coordinates", {}))
+            self.coordinates.decided(self._buffers.values)
             self.shared.load_state_dict(tree.get("shared", {}))
+            self.coordinates.load_state_dict(tree.get("coordinates", {}))  # May ask for what is shared.
             self._carried.load_state_dict(tree.get("carried", {"rounds": 0, "means": {}}))
 
     @property
@@ -111,6 +112,7 @@ class StreamingStrategy(Algorithm, Strategy):
         self._lent: dict[str, NDArray] = {}
         vector = self._layout.flatten(arrays)
         self.coordinates.bind(self._layout, vector)
+        self.coordinates.decided(self._buffers.values)
         self.prepare(self.coordinates.inside(vector).copy())
         self.shared.begin()
         self._sent_buffers = self._buffers.values
@@ -151,7 +153,7 @@ class StreamingStrategy(Algorithm, Strategy):
         model = self.travelling(self.coordinates.outside(self.broadcast()))
         travelling = self.layout.flatten(model)  # What updates are relative to: 16-bit tensors round.
         self.coordinates.sent(travelling)
-        sent = self.coordinates.inside(travelling)
+        sent, kept = self.coordinates.inside(travelling), self._kept()
         self._intake = Intake(
             self.layout,
             sent,
@@ -161,15 +163,22 @@ class StreamingStrategy(Algorithm, Strategy):
             coordinates=self.coordinates,
             received=model,
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
-            kept=self.allocator.kept(self._buffers.values) if self.allocator is not None else {},
+            kept=kept,
         )
         self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
+        model = narrowed(model, kept) if kept else model
         return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
 
     def travelling(self, vector: NDArray) -> ArrayRecord:
         """Return the model ``vector``, in the messages' layout, as clients are sent it for training."""
         return self.layout.record(vector, self._buffers.values)
+
+    def _kept(self) -> dict[str, KeptPart]:
+        """Return by tensor what is left of it, both in requests and in replies."""
+        if self.allocator is None or not self.partial_replies:
+            return {}
+        return self.allocator.kept(self._buffers.values)
 
     def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
         """Open the round for everyone the engine knows, and return the nodes that can be asked."""
@@ -212,8 +221,9 @@ class StreamingStrategy(Algorithm, Strategy):
                 content = RecordDict({keys.ARRAYS: model} if instruction.model else {})
                 content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
+                    trimmed = self.partial_replies or name in self.carried_vectors
                     content[name] = self.layout.record(
-                        self.coordinates.record_outside(name, vector), trimmed=name in self.carried_vectors
+                        self.coordinates.record_outside(name, vector), trimmed=trimmed
                     )
                 for name, record in instruction.records.items():
                     content[name] = record
@@ -330,6 +340,7 @@ class StreamingStrategy(Algorithm, Strategy):
         }
         self.allocator.allocate(server_round, ModelView(self.layout.split(held), buffers))
         self.x, self._buffers.values = self.coordinates.adopted(held), buffers
+        self.coordinates.decided(buffers)
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"
@@ -348,6 +359,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every available client to evaluate the global model."""
+        kept = self._kept()
+        arrays = narrowed(arrays, kept) if kept else arrays
         content = RecordDict(
             {keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord({**config, keys.SERVER_ROUND: server_round})}
         )

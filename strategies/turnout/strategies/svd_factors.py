@@ -10,23 +10,24 @@ from typing import Final
 
 import numpy as np
 
-from turnout.strategies.dense_updates import RANK, DenseUpdates, Factors
+from turnout.strategies.dense_updates import RANK, Factors
+from turnout.strategies.low_rank_updates import LowRankUpdates
 from turnout.wire import NDArray
 
 # The smallest singular value of a new A, as a share of the previous A's mean one: keeps B bounded.
 _FLOOR: Final = 0.1
 
 
-class SvdFactors(DenseUpdates):
+class SvdFactors(LowRankUpdates):
     """Dense updates ``scale B A`` inside, the factors A and B outside."""
 
-    def product(self, factors: Factors) -> NDArray:
+    def product(self, factors: Factors, path: str) -> NDArray:
         """Return ``B A``."""
         a, b = factors
         dense: NDArray = b @ a
         return dense
 
-    def factorised(self, dense: NDArray, before: Factors) -> Factors:
+    def factorised(self, dense: NDArray, before: Factors, path: str) -> Factors:
         """Return A, near that of ``before``, and B: B A is the best approximation of ``dense``."""
         a = before[0]
         rank = a.shape[0]
@@ -43,13 +44,13 @@ class SvdFactors(DenseUpdates):
         inverse = rows.T @ right.T / lifted @ left.T  # The new A's pseudo-inverse, (d_in, r).
         return (left * lifted) @ right @ rows, (u[:, :kept] * s[:kept]) @ (vh[:kept] @ inverse)
 
-    def motion(self, factors: Factors, gradient: Factors) -> NDArray:
+    def motion(self, factors: Factors, gradient: Factors, path: str) -> NDArray:
         """Return ``G_B A + B G_A``."""
         (a, b), (ga, gb) = factors, gradient
         dense: NDArray = gb @ a + b @ ga
         return dense
 
-    def gradient(self, factors: Factors, dense: NDArray) -> Factors:
+    def gradient(self, factors: Factors, dense: NDArray, path: str) -> Factors:
         """Return the least (G_A, G_B) that minimise ``||G_B A + B G_A - dense||``."""
         a, b = factors
         ua, sa, va = np.linalg.svd(a, full_matrices=False)  # (r, r), (r,), (r, d_in)

@@ -6,31 +6,27 @@ penalty asks of clients (arXiv 2303.10512, eq. 4), and leaves the best approxima
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
-from turnout.strategies.dense_updates import RANK, DenseUpdates, Factors
+from turnout.strategies.dense_updates import RANK, Factors
+from turnout.strategies.least_gradient import least_gradient
+from turnout.strategies.low_rank_updates import LowRankUpdates
 from turnout.wire import NDArray
 
-# Of the least-squares solve for a gradient, whose conjugate directions are as many as its singular values.
-_ITERATIONS: Final = 200
-_RESIDUAL: Final = 1e-6
 
-
-class SvdTriplets(DenseUpdates):
+class SvdTriplets(LowRankUpdates):
     """Dense updates ``scale B (E * A)`` inside; A (r, d_in), B (d_out, r) and E (r, 1) outside.
 
     A triplet of the decomposition takes the place, and the signs, of the previous one that it resembles most.
     """
 
-    def product(self, factors: Factors) -> NDArray:
+    def product(self, factors: Factors, path: str) -> NDArray:
         """Return ``B (E * A)``."""
         a, b, e = factors
         dense: NDArray = b @ (e * a)
         return dense
 
-    def factorised(self, dense: NDArray, before: Factors) -> Factors:
+    def factorised(self, dense: NDArray, before: Factors, path: str) -> Factors:
         """Return the largest r singular triplets of ``dense``; where it has fewer, E is 0.
 
         The rows and columns there are the previous ones, made orthonormal to the others, so that clients can
@@ -50,32 +46,20 @@ class SvdTriplets(DenseUpdates):
         _complete(b.T, taken)
         return a, b, e
 
-    def motion(self, factors: Factors, gradient: Factors) -> NDArray:
+    def motion(self, factors: Factors, gradient: Factors, path: str) -> NDArray:
         """Return ``G_B (E A) + (B E) G_A + B (G_E A)``."""
         (a, b, e), (ga, gb, ge) = factors, gradient
         dense: NDArray = gb @ (e * a) + (b * e.T) @ ga + b @ (ge * a)
         return dense
 
-    def gradient(self, factors: Factors, dense: NDArray) -> Factors:
-        """Return the least gradient that minimises the distance of its `motion` from ``dense``.
-
-        By conjugate gradients on the normal equations, from zero.
-        """
-        solution: Factors = tuple(np.zeros_like(factor) for factor in factors)
-        residual = np.array(dense)
-        slope = direction = _adjoint(factors, residual)
-        size = first = _square(slope)
-        for _ in range(_ITERATIONS):
-            if size <= _RESIDUAL**2 * first:
-                break
-            moved = self.motion(factors, direction)
-            step = size / float(np.square(moved).sum())
-            solution = _sum(solution, direction, step)
-            residual -= step * moved
-            slope = _adjoint(factors, residual)
-            before, size = size, _square(slope)
-            direction = _sum(slope, direction, size / before)
-        return solution
+    def gradient(self, factors: Factors, dense: NDArray, path: str) -> Factors:
+        """Return the least gradient that minimises the distance of its `motion` from ``dense``."""
+        return least_gradient(
+            factors,
+            dense,
+            lambda direction: self.motion(factors, direction, path),
+            lambda residual: _adjoint(factors, residual),
+        )
 
 
 def _matched(rows: NDArray, columns: NDArray) -> list[tuple[int, int]]:
@@ -114,11 +98,3 @@ def _adjoint(factors: Factors, dense: NDArray) -> Factors:
     a, b, e = factors
     across = b.T @ dense
     return e * across, dense @ (e * a).T, (across * a).sum(axis=1, keepdims=True)
-
-
-def _sum(one: Factors, other: Factors, weight: float) -> Factors:
-    return tuple(x + weight * y for x, y in zip(one, other, strict=True))
-
-
-def _square(factors: Factors) -> float:
-    return sum(float(np.square(factor).sum()) for factor in factors)
