@@ -326,9 +326,10 @@ class FRUGAL(ModuleOptimizer):
         the learning rate changed since, or anything but steps moved an entry.
         """
         number = next(i for i, g in enumerate(self.param_groups) if any(p is parameter for p in g["params"]))
-        group, (first, size) = self.param_groups[number], self._begun[number]
-        if not group["is_proj"]:
+        group = self.param_groups[number]
+        if not group["is_proj"] or number >= len(self._begun):  # Or the group came within the round.
             return None
+        first, size = self._begun[number]
         steps, sizes, whole = group["steps"] - first, (size, _inactive_lr(group)), None
         gap = group["update_gap"]
         windows = range(first // gap, (group["steps"] - 1) // gap + 1) if steps else range(0)

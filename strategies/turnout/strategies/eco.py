@@ -85,19 +85,22 @@ class ServerECO(FedAvg):
         return array_namespace(self.x).asarray(new)
 
     def travelling(self, vector: Any) -> ArrayRecord:
-        """Return the model as it is sent: matrices as codes, if they lie on the grid of the last step."""
+        """Return the model as it is sent: matrices as codes, if they lie on the grid of the last step.
+
+        Tensors of 16 bits travel as they are, and so does all of the first model.
+        """
         record, start = super().travelling(vector), 0
         if not len(self.scales):
             return record
-        names = [spec.name for spec in self.layout.tensors if len(spec.shape) > 1 and spec.size]
-        for name, (piece, rows) in zip(names, self._matrices(), strict=True):
+        specs = [spec for spec in self.layout.tensors if len(spec.shape) > 1 and spec.size]
+        for spec, (piece, rows) in zip(specs, self._matrices(), strict=True):
             scale = self.scales[start : start + rows]
             start += rows
             block = vector[piece].reshape(rows, -1)
             codes = np.rint(block / scale[:, np.newaxis])
-            if np.array_equal(codes.astype(block.dtype) * scale[:, np.newaxis], block):
-                shape = record[name].shape
-                record[name] = as_grid_array(codes.astype(np.int64).reshape(shape), scale)
+            on_grid = np.array_equal(codes.astype(block.dtype) * scale[:, np.newaxis], block)
+            if on_grid and spec.dtype == scale.dtype.name:
+                record[spec.name] = as_grid_array(codes.astype(np.int64).reshape(spec.shape), scale)
         return record
 
     @property
