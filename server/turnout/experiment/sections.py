@@ -80,7 +80,7 @@ class FleetSection(Section):
     max_offences: Annotated[int, Field(ge=1)] = 3
     """Refused replies and broken frames after which a client gets no more work until the server restarts."""
     same_identity: Literal["newest", "refuse"] = "newest"
-    """A client that connects while it is connected replaces its older stream, or is refused while it lasts."""
+    """A client that connects while it is connected replaces its older stream, or is refused meanwhile."""
     max_reply_bytes: Annotated[int, Field(ge=1)] | None = None
     """Largest reply; by default four times the request's arrays and 1 MiB."""
     device: Annotated[str, Field(min_length=1)] | None = None
