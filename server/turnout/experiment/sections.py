@@ -26,9 +26,9 @@ class RunSection(Section):
     rounds: Annotated[int, Field(ge=1)] = 50
     """Number of rounds."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Evaluate the global model every so many rounds (and after the last)."""
+    """Rounds from one evaluation of the global model to the next (the last round's is always evaluated)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
-    """Write a checkpoint every so many rounds (and after the last)."""
+    """Rounds from one checkpoint to the next (the last round always writes one)."""
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Accuracy whose first round is reported; a run that never reaches it exits with code 4."""
     directory: Annotated[str, Field(min_length=1)] = "runs"
