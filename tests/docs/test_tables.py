@@ -20,17 +20,6 @@ from turnout.wire import find
 SOURCES = ("proto", "strategies", "client", "server")
 
 
-def test_the_fleet_page_lists_every_key_with_its_default() -> None:
-    text = (DOCS / "fleet.md").read_text(encoding="utf-8")
-    table = text.split("## All `[fleet]` keys")[1].split("## ")[0]
-    written = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", table, re.MULTILINE))
-    assert set(written) == set(FIXED["fleet"].model_fields)
-    for row in section_rows("fleet"):
-        default = row.default.strip("`")
-        if default != "none" and row.name != "min_rate":
-            assert written[row.name] == default, row.name
-
-
 @pytest.mark.parametrize("section", sorted(FIXED))
 def test_every_key_of_a_section_is_explained(section: str) -> None:
     rows = section_rows(section)

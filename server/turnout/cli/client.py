@@ -57,7 +57,7 @@ StateDir = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Clients that train at the same time.")]
-MaxRounds = Annotated[int | None, typer.Option(min=1, help="Leave after so many accepted rounds.")]
+MaxRounds = Annotated[int | None, typer.Option(min=1, help="Leave after this many accepted rounds.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option(envvar="TURNOUT_DEVICE", help="Where to train; auto takes a GPU where there is one."),

@@ -21,7 +21,7 @@ Store = Annotated[str, typer.Option(help="Run store: a directory, an SQLite file
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help='Id of a run (or how it starts), its directory, or "last".')
 ]
-Limit = Annotated[int, typer.Option(min=1, help="Show at most so many runs, newest first.")]
+Limit = Annotated[int, typer.Option(min=1, help="Show at most this many runs, newest first.")]
 What = Annotated[
     Literal["rounds", "clients"], typer.Option("--what", help="One line per round, or per client and round.")
 ]

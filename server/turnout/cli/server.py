@@ -92,7 +92,7 @@ Resume = Annotated[
     typer.Option(
         metavar="RUN",
         help='Go on with a run: its id, its directory, or "last". With FILE, "auto" goes on with its newest '
-        "run, or starts the first one: for whatever restarts servers.",
+        "run, or starts the first one: for containers and services.",
     ),
 ]
 AUTO: Final = "auto"

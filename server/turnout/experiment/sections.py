@@ -26,9 +26,9 @@ class RunSection(Section):
     rounds: Annotated[int, Field(ge=1)] = 50
     """Number of rounds."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Evaluate the global model every so many rounds (and after the last)."""
+    """Rounds from one evaluation of the global model to the next (the last round's is always evaluated)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
-    """Write a checkpoint every so many rounds (and after the last)."""
+    """Rounds from one checkpoint to the next (the last round always writes one)."""
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Accuracy whose first round is reported; a run that never reaches it exits with code 4."""
     directory: Annotated[str, Field(min_length=1)] = "runs"
@@ -57,16 +57,16 @@ class FleetSection(Section):
     """``experiment``: the section ``participation`` says who takes part in a round, and a round waits for
     those clients, so that a server run equals a simulated one. ``live``: whoever is connected takes part."""
     min_clients: Annotated[int, Field(ge=1)] = 1
-    """A live round begins when so many clients are connected; a planned one goes on with so many of those
-    it names when ``wait`` is over."""
+    """A live round begins when this many clients are connected; a planned one begins when ``wait`` is over
+    with those that are there, if they are this many."""
     wait: Annotated[float, Field(gt=0)] | None = None
-    """Longest wait for the clients of a round; by default for ever."""
+    """Longest wait for the clients of a round, by default for ever; too few by then: exit code 4."""
     deadline: Annotated[float, Field(gt=0)] | None = None
-    """A round closes so long after its requests went out, if ``quorum`` replies are in."""
+    """A round closes this long after its requests went out, if ``quorum`` replies are in."""
     quorum: Annotated[int, Field(ge=1)] = 1
     """Good replies that a round waits for beyond its deadline."""
     enough: Annotated[float, Field(gt=0)] | None = None
-    """Good replies (a number, or up to 1.0 a share of the clients asked) that close a round at once."""
+    """Good replies that close a round at once: up to 1 a share of the clients asked, above 1 a number."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     """A round closes after this time whatever has come."""
     reconnect: Annotated[float, Field(gt=0)] = 30.0
@@ -78,9 +78,9 @@ class FleetSection(Section):
     stall: Annotated[float, Field(gt=0)] = 10.0
     """How long an upload may be slower than that before its slot goes to another client."""
     max_offences: Annotated[int, Field(ge=1)] = 3
-    """Refused replies and broken frames after which a client gets no more work."""
+    """Refused replies and broken frames after which a client gets no more work until the server restarts."""
     same_identity: Literal["newest", "refuse"] = "newest"
-    """A client that connects while it is connected replaces its older stream, or is refused."""
+    """A client that connects while it is connected replaces its older stream, or is refused meanwhile."""
     max_reply_bytes: Annotated[int, Field(ge=1)] | None = None
     """Largest reply; by default four times the request's arrays and 1 MiB."""
     device: Annotated[str, Field(min_length=1)] | None = None
@@ -88,7 +88,7 @@ class FleetSection(Section):
     tags: dict[str, str] = Field(default_factory=dict)
     """Only clients with all of these tags take part (``turnout client --tag KEY=VALUE``)."""
     min_examples: Annotated[int, Field(ge=0)] = 0
-    """Only clients that say that they have so many examples take part."""
+    """Only clients that say that they have this many examples take part."""
 
     def eligible(self, attributes: Mapping[str, Any]) -> bool:
         """Return whether a client with these ``attributes`` (device, examples, tags) may take part."""
