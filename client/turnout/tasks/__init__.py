@@ -1,7 +1,7 @@
 """Learning problems: data sets, models, and how examples are spread over clients.
 
-Names load when they are first asked for: `External`, `Task` and their like need no PyTorch, and a server whose
-clients bring an app of their own needs no more.
+Names load when they are first asked for: a server whose clients bring an app of their own needs `External`
+alone, and no PyTorch.
 """
 
 from __future__ import annotations
