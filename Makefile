@@ -31,12 +31,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start hundreds of processes; without bytecode each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
+.PHONY: demo fetched test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(READY) $(PAGE)
+
+# All that tests need from elsewhere; with -j2 Debian's packages come while PyPI's do.
+fetched: $(READY) $(SYSTEM) $(TEXTS) $(PAGE)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, found {v.major}.{v.minor}; set PYTHON=")'
@@ -63,9 +66,9 @@ page-check: $(READY)
 	@cd $(UI) && PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci --ignore-scripts --silent && npm run --silent check
 
 # Fashion-MNIST is a Debian package; without it the tests that need it are skipped and say so.
-$(SYSTEM): $(READY)
+$(SYSTEM): .ci/system-packages
 	@.ci/system-packages
-	@touch $@
+	@mkdir -p $(@D) && touch $@
 
 # Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
 $(TEXTS): $(READY)
@@ -77,7 +80,7 @@ data-text: $(TEXTS)
 demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
+test: fetched check
 	$(SINGLE) -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(APART),--ignore $(folder))
 	@# Whole systems, in processes of their own, that share costly fixtures: a file at a time, longest first.
 	$(SINGLE) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not deploy and not flower and not alone" $(APART)
