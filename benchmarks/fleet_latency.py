@@ -125,6 +125,7 @@ def fleet(turns: Turns, clients: int, rounds: int) -> None:
                 strategy.start(grid, arrays, num_rounds=1 << 30, callbacks=[CommitCallback(grid), clock])
             except TurnOver:
                 pass
+        server.stop(grace=1)  # Its nodes end with it; for those of a server that goes on, one waits.
 
 
 async def _bare_client(address: str, streams: int) -> None:

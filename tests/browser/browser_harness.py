@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,12 @@ def runs_by_strategy(dashboard: Dashboard | DashboardProcess) -> dict[str, str]:
 
 
 def choose_theme(page: Any, theme: str) -> None:
-    """Let the system be light or dark; a browser tells pages of it with the next frame, so ask for one."""
+    """Let the system be light or dark; a browser tells pages of it with a frame, so ask for them."""
     page.emulate_media(color_scheme=theme)
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")
-    page.locator(f"html[data-theme={theme}]").wait_for()
+    end = time.monotonic() + SECONDS
+    while page.locator("html").get_attribute("data-theme") != theme:
+        assert time.monotonic() < end, f"the page does not turn {theme}"
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")
 
 
 def screenshot(page: Any, name: str) -> None:

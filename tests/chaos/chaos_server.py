@@ -13,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -198,6 +199,7 @@ def fork_on_demand() -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=os.environ.get("LEVEL", "ERROR"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Shells start background jobs without it.
     if len(sys.argv) > 1:
         say(started=True)
         sys.exit(work(json.loads(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""Chaos tests run one at a time: they judge by deadlines, and fill both cores of a small machine."""
+"""What chaos tests share. Those marked ``alone`` judge by deadlines."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from turnout.server.fleet import CommitCallback, FleetGrid, FleetOptions, FleetS
 from turnout.server.store import RunStore
 from turnout.strategies import Scaffold
 
+pytestmark = pytest.mark.alone
+
 Judge = Callable[[Server, int, str], None]
 Chaos = Callable[..., Any]
 DAY = 86_400

@@ -103,6 +103,7 @@ def _same_first(server: Server) -> None:
     server.wait()
 
 
+@pytest.mark.alone
 def test_a_second_server_is_refused_and_a_stale_lock_is_not(chaos: Chaos, judge: Judge) -> None:
     with chaos(rounds=4, forked=False) as (server, _):
         server.start(hold_after=2)
@@ -143,6 +144,7 @@ def _store(server: Server) -> RunStore:
     return RunStore(server.store, create=False)
 
 
+@pytest.mark.alone
 def test_a_paused_server_counts_nobody_as_lost(chaos: Chaos, judge: Judge) -> None:
     """Longer than every deadline and keepalive: what came meanwhile is heard before anyone is judged."""
     options = {"deadline": 3.0, "reconnect": 3.0, "stall": 3.0, "keepalive": 1.0, "keepalive_timeout": 2.0}

@@ -74,4 +74,4 @@ if __name__ == "__main__":
         ctypes.CDLL(None).fault_arm(*(ctypes.c_long(number) for number in (7, int(fault), 0, 0)))
     made = app(float(pause), Path(state_dir) / "hold")
     run_node(address, made, parse_clients(clients), name=name, state_dir=state_dir, workers=2,
-             insecure=True, backoff=0.05, max_backoff=0.2)  # fmt: skip
+             insecure=True, backoff=0.02, max_backoff=0.06)  # fmt: skip

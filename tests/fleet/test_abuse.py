@@ -23,6 +23,8 @@ from turnout.strategies import FedAvg
 from turnout.v1 import fleet_pb2 as pb
 from turnout.wire.event_loop import new_event_loop
 
+pytestmark = pytest.mark.alone
+
 PATIENCE = 20.0
 
 

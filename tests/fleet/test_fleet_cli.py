@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(
     monkeypatch.chdir(place)
     own(place, 0)
     expected = undisturbed(place)
-    (place / "pause").write_text("0.4")
+    (place / "pause").write_text("0.2")
     address = f"127.0.0.1:{free_port()}"
     server = start_own(turnout, address, "own.toml")
     nodes = own_nodes(turnout, address)
@@ -112,6 +112,8 @@ def test_a_run_and_an_address_have_one_server(turnout: Turnout, place: Path) -> 
     address = f"127.0.0.1:{free_port()}"
     first = start_own(turnout, address, "own.toml")
     first.wait_for("Clients:")
+    # The clients' own app computes: the server is there without PyTorch, also of a new run.
+    assert "libtorch" not in Path(f"/proc/{first.process.pid}/maps").read_text()
     here = start_own(turnout, address, "own.toml")
     measured = start_own(turnout, "127.0.0.1:0", "own.toml", "--metrics-address", address)
     same = start_own(turnout, f"127.0.0.1:{free_port()}", "--resume", "last")

@@ -22,6 +22,8 @@ from turnout.strategies import FedAvg, Scaffold
 from turnout.wire import as_array
 from turnout.wire.framing import Chunk
 
+pytestmark = pytest.mark.alone
+
 HERE = Path(__file__).parent
 CLIENTS, SIZE = 4, 20_000
 

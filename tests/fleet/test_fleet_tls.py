@@ -30,6 +30,8 @@ from turnout.server.fleet.revocation import revoke_name
 from turnout.strategies import FedAvg
 from turnout.wire import ConfigError
 
+pytestmark = pytest.mark.alone
+
 
 def craft(
     stem: Path,

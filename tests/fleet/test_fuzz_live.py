@@ -25,6 +25,8 @@ from turnout.wire.framing import encode_chunk
 from turnout.wire.packing import BlockLayout, unpack
 from turnout.wire.replies import INLINE_BYTES, EncodedReply, encode_reply
 
+pytestmark = pytest.mark.alone
+
 FRAMES = int(os.environ.get("TURNOUT_FUZZ_LIVE", "2000"))
 SEED = int(os.environ.get("TURNOUT_FUZZ_SEED", "20261122"))
 PER_STREAM = 5

@@ -20,7 +20,7 @@ SMALL, LARGE = 400, 800_000
 
 @pytest.fixture
 def server() -> Iterator[FleetServer]:
-    with FleetServer(options=FleetOptions(max_offences=100, stall=0.5, reconnect=3)) as running:
+    with FleetServer(options=FleetOptions(max_offences=100, reconnect=0.3)) as running:
         yield running
 
 

@@ -69,7 +69,8 @@ def check_choice(options: TrainOptions) -> None:
     if options.optimizer_state not in policies:
         raise unknown_name("optimizer_state", str(options.optimizer_state), policies)
     _check_table(options, [name for name in accepted if name not in _ELSEWHERE])
-    _try(options)
+    if not options.own_sgd:  # It has no class: the first optimizer of torch.optim costs a second of imports.
+        _try(options)
     state_warning(options)
     if options.reply == "coded":
         _check_coding(options)

@@ -1,16 +1,18 @@
 """Learning problems: data sets, models, and how examples are spread over clients.
 
-Without PyTorch only `External` is there: a server whose clients bring an app of their own needs no more.
+Names load when they are first asked for: a server whose clients bring an app of their own needs `External`
+alone, and no PyTorch.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec as _find_spec
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout.tasks.external import External
 from turnout.tasks.task import AdmmSolver, ClientData, Task
 
-if _find_spec("torch") is not None:
+if TYPE_CHECKING:
     from turnout.tasks.bilevel import BilevelTask
     from turnout.tasks.classification import ClassificationTask, Examples, ImageTask
     from turnout.tasks.digits import Digits
@@ -75,3 +77,41 @@ __all__ = [
     "load_fashion_mnist",
     "make_partitioner",
 ]
+
+_HOMES: Final = {
+    "BilevelTask": "bilevel",
+    "ClassificationTask": "classification",
+    "Digits": "digits",
+    "Dirichlet": "partition",
+    "Examples": "classification",
+    "FashionMnist": "fashion_mnist",
+    "GaussianMixture": "gaussian_mixture",
+    "Grunfeld": "grunfeld",
+    "HyperCleaning": "hyper_cleaning",
+    "HyperRepresentation": "hyper_representation",
+    "Iid": "partition",
+    "ImageTask": "classification",
+    "LabelMix": "partition",
+    "LabelSwap": "partition",
+    "LeastSquaresTask": "least_squares",
+    "Mnist5k": "mnist5k",
+    "Natural": "partition",
+    "Partition": "partition",
+    "Partitioner": "partition",
+    "Permuted": "permuted",
+    "PlantedLabels": "planted_labels",
+    "ShakespeareLm": "shakespeare_lm",
+    "Shards": "partition",
+    "VaderSentiment": "vader_sentiment",
+    "VisionTransfer": "vision_transfer",
+    "Wls": "wls",
+    "known_loss": "losses",
+    "load_fashion_mnist": "fashion_mnist",
+    "make_partitioner": "partition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

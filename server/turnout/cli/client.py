@@ -222,9 +222,11 @@ def _choose(
 
 def _describe(device: str | None) -> str:
     """Return the device that is used, in words. Raises `ConfigError` when it is not there."""
-    import torch
-
     from turnout.wire import ConfigError
+    from turnout.wire.uncollected import uncollected
+
+    with uncollected():
+        import torch
 
     if device == "cpu" or (device is None and not torch.cuda.is_available()):
         return "cpu"

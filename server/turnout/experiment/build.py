@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from turnout.experiment.check import KNOWN, blamed
-from turnout.experiment.methods import find_strategy, load_methods
+from turnout.experiment.methods import find_strategy, load_methods, load_methods_of
 from turnout.experiment.model import Experiment
 from turnout.experiment.options import NONE_WORD, accepted_options
 from turnout.experiment.participation import Clients, build_participation
@@ -142,7 +142,7 @@ def _own_app(experiment: Experiment) -> ClientApp:
 
 
 def _build_task(experiment: Experiment) -> Task:
-    load_methods()  # A resumed run was not checked again.
+    load_methods_of(experiment.task.name)  # A resumed run was not checked again.
     target = find("task", experiment.task.name).target
     options = _spoken(experiment.task.options)
     if "seed" in accepted_options(target)[0]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import Field, PrivateAttr, ValidationError
 
 from turnout.experiment.check import check_experiment, check_method, check_section
-from turnout.experiment.methods import SERVER_PACKAGES, find_strategy, load_methods
+from turnout.experiment.methods import SERVER_PACKAGES, find_strategy, load_methods, load_methods_of
 from turnout.experiment.options import NONE_WORD, Problem
 from turnout.experiment.sections import FleetSection, Method, RunSection, Section, SimulationSection
 from turnout.experiment.source import KeyPath, Source, apply_overrides, read_toml
@@ -57,9 +57,10 @@ class Experiment(Section):
 
         Raises `ConfigError` that lists every problem with its place, value and fix.
         """
-        load_methods()
         source = source or Source()
         values, problems = _parse_sections(data)
+        task = values.get("task")
+        load_methods_of(None if task is None else task.name, data)
         values, found = check_experiment(values)
         problems += found
         if problems:
