@@ -156,7 +156,9 @@ def test_probes_of_a_client_have_no_dropout_and_leave_the_mode(monkeypatch: pyte
     config = IstConfig(base={"name": "lora", "r": 2}, suppression=1.0, interval=1)
     task = AdaptedTask(Dropping(num_clients=1), config)
     losses: list[float] = []
-    monkeypatch.setattr("turnout.peft.ist.score_change", lambda q, damped, found, lr: losses.extend(found) or q)
+    monkeypatch.setattr(
+        "turnout.peft.ist.score_change", lambda q, damped, found, lr: losses.extend(found) or q
+    )
     app = client_app(task, lr=0.1, local_steps=2)
     modes: list[bool] = []
     monkeypatch.setattr(Ist, "after_gradient", lambda part: modes.append(part.training))

@@ -68,7 +68,9 @@ class HutConfig(AdapterConfig):
         if self.freeze_a and self.aggregation != "exact-svd":
             object.__setattr__(self, "aggregation", "exact")
         elif self.freeze_a:
-            raise ConfigError("aggregation='exact-svd' has no use with freeze_a=true, which is exact by itself.")
+            raise ConfigError(
+                "aggregation='exact-svd' has no use with freeze_a=true, which is exact by itself."
+            )
         else:
             check_averaging(self.aggregation, "exact-svd")
 

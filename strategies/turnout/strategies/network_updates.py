@@ -109,9 +109,7 @@ class NetworkUpdates(DenseUpdates):
     def motion(self, factors: Factors, gradient: Factors, path: str) -> NDArray:
         """Return the sum over n of the network with g_n in place of d_n."""
         network = self._networks[path]
-        cores = (
-            _scaled(network.core, [*factors[:n], g, *factors[n + 1 :]]) for n, g in enumerate(gradient)
-        )
+        cores = (_scaled(network.core, [*factors[:n], g, *factors[n + 1 :]]) for n, g in enumerate(gradient))
         return network.value(sum(cores, np.zeros_like(network.core)))
 
     def gradient(self, factors: Factors, dense: NDArray, path: str) -> Factors:
