@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from option_rows import Row, option_rows, table
 from turnout.experiment.methods import load_methods
 from turnout.peft import AdapterConfig
@@ -33,9 +35,12 @@ def adapter_tables(there: str = "peft/") -> str:
         form = format_of_class(config)
         theirs = f"`{form.peft_type}`" if form.in_peft else "–"
         summary = entry.summary.replace("|", "\\|")
+        own = {field.name for field in fields(config)}
         averaging: object = config.aggregation
-        if isinstance(averaging, property):  # Depends on an option.
-            averaging = f"{config().aggregation}, by option"
+        if isinstance(averaging, property) or "aggregation" in own:
+            # With the options' defaults, where none has to be given.
+            averaging = averaging if "total_step" in own else config().aggregation
+            averaging = f"{averaging}, by option"
         lines.append(f"| [`{entry.slug}`]({there}{entry.slug}.md) | {summary} | {averaging} | {theirs} |")
     return "\n".join(lines)
 

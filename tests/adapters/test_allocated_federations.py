@@ -21,14 +21,15 @@ ROUNDS, STEPS, CLIENTS = 6, 4, 4
 ADAPTERS: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24, "init_std": 0.2},
     "adalora-svd": {
-        "name": "adalora", "init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24, "init_std": 0.2,
-        "aggregation": "exact-svd",
+        "name": "adalora", "init_r": 4, "target_r": 1, "tinit": 4, "tfinal": 8, "total_step": 24,
+        "init_std": 0.2, "aggregation": "exact-svd",
     },
     "hut": {"r": 4},
     "hut-svd": {"name": "hut", "r": 2, "hut_form": "h3", "aggregation": "exact-svd"},
     "ist": {"base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5},
     "ist-local": {
-        "name": "ist", "base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5, "mode": "local",
+        "name": "ist", "base": {"name": "lora", "r": 4}, "interval": 2, "n_update_ratio": 0.5,
+        "mode": "local",
     },
     "snella": {"r": 4, "kernel_scale": 1.0, "target_sparsity": 0.5, "tfinal": 8, "total_step": 24},
     "snella-fold": {

@@ -16,13 +16,13 @@ from turnout.wire import keys
 
 METHODS: dict[str, dict[str, Any]] = {
     "snella": {
-        "aggregation": "exact-fold", "r": 4, "kernel_scale": 1.0, "target_sparsity": 0.6, "total_step": 16,
+        "aggregation": "exact-fold", "r": 4, "kernel_scale": 1.0, "target_sparsity": 0.6, "total_step": 12,
     },
     "tera": {},
     "hut": {"freeze_a": True},
     "lora": {},
 }  # fmt: skip
-ROUNDS = 4
+ROUNDS = 3
 
 
 @pytest.mark.parametrize("slug", METHODS)

@@ -127,8 +127,8 @@ class Snella(AdapterLayer, TrainingPart):
     beta.
 
     ``num_kept`` (1,) is how many entries of the update may be non-zero, ``running_importance`` (1,) the
-    client's score of the layer. With ``aggregation="exact-fold"``, ``folded`` (d_out, d_in) is the mean change
-    of all rounds before, less what the kernel adds as it starts; it travels, and no step changes it.
+    client's score of the layer. With "exact-fold", ``folded`` (d_out, d_in) is the mean change of all rounds
+    before, less what the kernel adds as it starts; it travels, and no step changes it.
     """
 
     config: SnellaConfig

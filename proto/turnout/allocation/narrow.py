@@ -52,11 +52,13 @@ def kept_parts(masks: Mapping[str, NDArray], sides: Sides) -> Iterator[tuple[str
                     yield full, KeptPart(axis, kept, np.flatnonzero(mask == 0))
 
 
-def narrowed(record: Mapping[str, Array], kept: Mapping[str, KeptPart]) -> ArrayRecord:
+def narrowed(record: ArrayRecord, kept: Mapping[str, KeptPart]) -> ArrayRecord:
     """Return ``record`` with what is left of its tensors; those of which nothing is left are not in it.
 
-    What is narrow already stays so.
+    What is narrow already stays so; where nothing is dropped it is ``record`` itself.
     """
+    if not kept:
+        return record
     made = ArrayRecord()
     for name, array in record.items():
         part = kept.get(name)

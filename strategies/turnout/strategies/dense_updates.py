@@ -78,7 +78,7 @@ class DenseUpdates(Coordinates):
 
     @abstractmethod
     def factorised(self, dense: NDArray, before: Factors, path: str) -> Factors:
-        """Return factors, near ``before``, whose update is an approximation of ``dense``, the best if known."""
+        """Return factors, near ``before``, whose update is near ``dense``: the best if they are known."""
 
     @abstractmethod
     def motion(self, factors: Factors, gradient: Factors, path: str) -> NDArray:
@@ -182,7 +182,7 @@ class DenseUpdates(Coordinates):
 
 
 def _blocks(layout: ParameterLayout, layers: Iterable[FactorLayer]) -> Iterator[_Block]:
-    """Yield the layers, where the first of their factors is, and plain tensors, in the order of the layout."""
+    """Yield layers, where the first of their factors is, and plain tensors, in the layout's order."""
     by_name = {tensor.name: tensor for tensor in layout.tensors}
     owner = {name: layer for layer in layers for name in layer.names}
     start = 0

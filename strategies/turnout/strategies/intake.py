@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
-from turnout.allocation import KeptPart, widened
+from turnout.allocation import Allocator, KeptPart, ModelView, widened
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
-from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, as_array, keys, view
+from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys, view
 from turnout.wire.flower import REPLY_REFUSED, records_of
 from turnout.wire.step_counts import STEP_COUNTS_STYPE, step_counts_view
 
@@ -248,17 +248,20 @@ class Intake:
 
 
 class BufferMean:
-    """Plain mean over the participants of the tensors that travel beside the vector."""
+    """Plain mean over the participants of the tensors that travel beside the vector.
+
+    ``values`` are those in force; ``sent`` what they were when the round opened.
+    """
 
     def __init__(self, layout: ParameterLayout, values: Mapping[str, NDArray]) -> None:
-        self.values = {name: np.array(value) for name, value in values.items()}
+        self.values = self.sent = {name: np.array(value) for name, value in values.items()}
         # A sum's rounding is relative to its largest element, and a step count dwarfs a running mean.
         self._sums = {spec.name: ExactSum(np.zeros(spec.shape).reshape(-1)) for spec in layout.buffers}
         self._count = 0
 
     def reset(self) -> None:
         """Open a round."""
-        self._count = 0
+        self._count, self.sent = 0, dict(self.values)
         for total in self._sums.values():
             total.reset()
 
@@ -277,6 +280,14 @@ class BufferMean:
             mean = (total.value() / self._count).reshape(old.shape)
             # An array even if it is a scalar: a checkpoint keeps an array's dtype.
             self.values[name] = np.asarray(np.rint(mean) if old.dtype.kind in "iub" else mean, old.dtype)
+
+    def allocate(self, allocator: Allocator, server_round: int, tensors: dict[str, NDArray]) -> None:
+        """Let ``allocator`` change ``tensors`` and ``values``; what it decides it finds as it was sent."""
+        self.values = {
+            name: np.array(self.sent[name] if allocator.decides(name) else value)
+            for name, value in self.values.items()
+        }
+        allocator.allocate(server_round, ModelView(tensors, self.values))
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:

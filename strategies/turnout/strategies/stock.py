@@ -100,7 +100,6 @@ class StockStrategy(StreamingStrategy):
         self._asked = {m.metadata.dst_node_id: Instruction() for m in messages}
         self._intake = Intake(self.layout, sent, self._asked, server_round, self._lent)
         self._intake.asked(messages)
-        self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
         self.seconds["select"] = time.perf_counter() - started
         return messages

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from turnout.allocation import Allocator, KeptPart, ModelView, narrowed
+from turnout.allocation import Allocator, KeptPart, narrowed
 from turnout.strategies.algorithm import Algorithm
 from turnout.strategies.carried import CarriedVectors
 from turnout.strategies.checks import names, number
@@ -115,7 +115,6 @@ class StreamingStrategy(Algorithm, Strategy):
         self.coordinates.decided(self._buffers.values)
         self.prepare(self.coordinates.inside(vector).copy())
         self.shared.begin()
-        self._sent_buffers = self._buffers.values
         self._allocate(0)
         self._carried = CarriedVectors(self.carried_vectors, self.x)
 
@@ -165,10 +164,9 @@ class StreamingStrategy(Algorithm, Strategy):
             unchanged=self.layout.record(travelling) if self.partial_replies else None,
             kept=kept,
         )
-        self._sent_buffers = dict(self._buffers.values)
         self._buffers.reset()
-        model = narrowed(model, kept) if kept else model
-        return Cohort(server_round, self.layout, sent, self._parts(server_round, model, config))
+        parts = self._parts(server_round, narrowed(model, kept), config)
+        return Cohort(server_round, self.layout, sent, parts)
 
     def travelling(self, vector: NDArray) -> ArrayRecord:
         """Return the model ``vector``, in the messages' layout, as clients are sent it for training."""
@@ -176,9 +174,8 @@ class StreamingStrategy(Algorithm, Strategy):
 
     def _kept(self) -> dict[str, KeptPart]:
         """Return by tensor what is left of it, both in requests and in replies."""
-        if self.allocator is None or not self.partial_replies:
-            return {}
-        return self.allocator.kept(self._buffers.values)
+        allocator = self.allocator if self.partial_replies else None
+        return {} if allocator is None else allocator.kept(self._buffers.values)
 
     def _enter_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> list[int]:
         """Open the round for everyone the engine knows, and return the nodes that can be asked."""
@@ -334,13 +331,9 @@ class StreamingStrategy(Algorithm, Strategy):
         if self.allocator is None:
             return
         held = np.array(self.coordinates.outside(self.x))
-        buffers = {
-            name: np.array(self._sent_buffers[name] if self.allocator.decides(name) else value)
-            for name, value in self._buffers.values.items()
-        }
-        self.allocator.allocate(server_round, ModelView(self.layout.split(held), buffers))
-        self.x, self._buffers.values = self.coordinates.adopted(held), buffers
-        self.coordinates.decided(buffers)
+        self._buffers.allocate(self.allocator, server_round, self.layout.split(held))
+        self.x = self.coordinates.adopted(held)
+        self.coordinates.decided(self._buffers.values)
 
     def _refuse(self, node: int, refused: ReplyRejected) -> None:
         outcome: Literal["failed", "rejected"] = "failed" if refused.reason == "client-error" else "rejected"
@@ -359,11 +352,8 @@ class StreamingStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every available client to evaluate the global model."""
-        kept = self._kept()
-        arrays = narrowed(arrays, kept) if kept else arrays
-        content = RecordDict(
-            {keys.ARRAYS: arrays, keys.CONFIG: ConfigRecord({**config, keys.SERVER_ROUND: server_round})}
-        )
+        told = ConfigRecord({**config, keys.SERVER_ROUND: server_round})
+        content = RecordDict({keys.ARRAYS: narrowed(arrays, self._kept()), keys.CONFIG: told})
         group, always = str(server_round), isinstance(grid, CohortGrid)
         contents = self.shared.attached(dict.fromkeys(grid.get_node_ids(), content), always=always)
         return [
