@@ -1,4 +1,4 @@
-"""What a model does not train (frozen parameters, float buffers) stays, whatever the optimizer does to weights."""
+"""What a model does not train (frozen parameters, float buffers) stays, whatever the optimizer does."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from turnout.tasks.task import ClientData, Task
 from turnout.wire.errors import DataError
@@ -11,6 +12,7 @@ from turnout.wire.errors import DataError
 def client_examples(task: Task, client: int, device: str | torch.device) -> ClientData:
     """Return the examples of ``client`` on ``device``; `DataError` when there are none."""
     data = task.client_data(client)
+    _check(task, client, data)
     if len(data) == 0:
         raise DataError(
             f"client {client} of task {task.name!r} has no training examples; give it "
@@ -19,3 +21,19 @@ def client_examples(task: Task, client: int, device: str | torch.device) -> Clie
     if torch.device(device).type == "cpu":
         return data
     return ClientData(data.x.to(device), data.y.to(device))
+
+
+def _check(task: Task, client: int, data: ClientData) -> None:
+    """Raise `DataError` unless x and y are tensors with one row for each example."""
+    for name, value in (("x", data.x), ("y", data.y)):
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            kind = "a single number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise DataError(
+                f"client {client} of task {task.name!r}: {name} is {kind}; client_data must return two "
+                "tensors whose first dimension counts the examples (join several inputs into one tensor)."
+            )
+    if len(data.x) != len(data.y):
+        raise DataError(
+            f"client {client} of task {task.name!r} has {len(data.x)} rows of x but {len(data.y)} of y; "
+            "client_data must return one target for each input."
+        )

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from turnout.client.training_parts import TrainingParts
 from turnout.tasks.task import Vector
-from turnout.tasks.travelling import place, travelling
-from turnout.wire.arrays import as_array
-from turnout.wire.errors import LayoutError
-from turnout.wire.layout import ParameterLayout
+from turnout.tasks.travelling import place, record_of, travelling
 
 
 class FlatModel:
@@ -26,32 +23,21 @@ class FlatModel:
     batch-norm statistics) keep their own storage, frozen tensors the one that they share (see
     `turnout.tasks.travelling`). Not for use by two threads at once.
 
-    Raises `LayoutError` for a module that shares one parameter under two names.
+    Raises `LayoutError` for a module that cannot be one (see `turnout.tasks.travelling.record_of`).
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
         self.module = place(module, device)
         self.shared_digest = ""  # Of the state that the server handed out for its adapters, if it did.
         state = travelling(module)
-        self.layout = ParameterLayout.from_arrays(
-            {name: as_array(tensor.detach().cpu().numpy()) for name, tensor in state.items()}
-        )
+        _, self.layout = record_of(module)
         dtype = torch.float64 if self.layout.dtype == np.float64 else torch.float32
         self.parameters = torch.zeros(self.layout.size, dtype=dtype, device=device)
         self.gradient = torch.zeros_like(self.parameters)
         self._tensors: list[Tensor] = []
         self.frozen: list[slice] = []  # Pieces of the vector that no step may move.
-        seen: dict[int, str] = {}
         for spec in self.layout.tensors:
             tensor = state[spec.name]
-            if id(tensor) in seen:
-                raise LayoutError(
-                    f"parameters {seen[id(tensor)]!r} and {spec.name!r} are one tensor, which "
-                    "a flat model cannot express; untie them."
-                )
-            if tensor.dtype != dtype:
-                raise LayoutError(f"parameter {spec.name!r} is {tensor.dtype}; make the whole model {dtype}.")
-            seen[id(tensor)] = spec.name
             self._tensors.append(tensor)
             piece = slice(spec.offset, spec.offset + spec.size)
             self.parameters[piece].copy_(tensor.detach().reshape(-1))

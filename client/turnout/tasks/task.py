@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from flwr.app import ArrayRecord
 
-from turnout.wire.arrays import NDArray, as_array, view
+from turnout.wire.arrays import NDArray, view
 from turnout.wire.errors import ConfigError
 
 if TYPE_CHECKING:  # A server whose clients bring an app of their own has no PyTorch.
@@ -126,13 +126,13 @@ class Task(ABC):
             return self.model()
 
     def initial_arrays(self) -> ArrayRecord:
-        """Return the initial model of a run, drawn from the task's ``seed``: of it, what travels."""
-        from turnout.tasks.travelling import travelling
+        """Return the initial model of a run, drawn from the task's ``seed``: of it, what travels.
 
-        record = ArrayRecord()
-        for name, tensor in travelling(self.seeded_model(self.seed)).items():
-            record[name] = as_array(tensor.detach().numpy())
-        return record
+        Raises `LayoutError` for a model that no client could train.
+        """
+        from turnout.tasks.travelling import record_of
+
+        return record_of(self.seeded_model(self.seed))[0]
 
     def evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Return `metrics` of the model ``arrays`` on `test_data`; empty when the task has no test data."""

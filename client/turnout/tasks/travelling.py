@@ -10,12 +10,16 @@ import copy
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+import numpy as np
 import torch
+from flwr.app import ArrayRecord
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from turnout.tasks.task import building
+from turnout.wire.arrays import as_array
 from turnout.wire.errors import LayoutError
+from turnout.wire.layout import ParameterLayout
 
 _NAMES: Final = "_turnout_travelling"
 
@@ -31,6 +35,41 @@ def travelling(module: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = module.state_dict(keep_vars=True)
     names = getattr(module, _NAMES, None)
     return state if names is None else {name: state[name] for name in state if name in names}
+
+
+def record_of(module: nn.Module) -> tuple[ArrayRecord, ParameterLayout]:
+    """Return the tensors of ``module`` that travel as a record, without copying on a CPU, and their layout.
+
+    Raises `LayoutError` for a module that cannot be trained as one flat vector: one that shares a parameter
+    under two names, mixes dtypes, or trains what would travel as a statistic.
+    """
+    state, record, seen = travelling(module), ArrayRecord(), dict[int, str]()
+    for name, tensor in state.items():
+        if tensor.dtype == torch.bfloat16:
+            raise LayoutError(
+                f"parameter {name!r} is {tensor.dtype}; make the whole model torch.float32 (clients multiply "
+                "in bfloat16 with precision='bf16-mixed')."
+            )
+        record[name] = as_array(tensor.detach().cpu().numpy())
+    layout = ParameterLayout.from_arrays(record)
+    dtype = torch.float64 if layout.dtype == np.float64 else torch.float32
+    for spec in layout.tensors:
+        tensor = state[spec.name]
+        first = seen.setdefault(id(tensor), spec.name)
+        if first != spec.name:
+            raise LayoutError(
+                f"parameters {first!r} and {spec.name!r} are one tensor, which "
+                "a flat model cannot express; untie them."
+            )
+        if tensor.dtype != dtype:
+            raise LayoutError(f"parameter {spec.name!r} is {tensor.dtype}; make the whole model {dtype}.")
+    for spec in layout.buffers:
+        if state[spec.name].requires_grad:
+            raise LayoutError(
+                f"parameter {spec.name!r} ({spec.dtype}) would travel as a statistic and never be trained; "
+                "make it a float, and let its name not begin with 'running_'."
+            )
+    return record, layout
 
 
 def declare_travelling(module: nn.Module, names: Collection[str]) -> None:

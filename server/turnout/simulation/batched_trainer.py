@@ -35,7 +35,13 @@ class BatchedCohortTrainer(CohortTrainer):
 
     def ordered(self, nodes: Sequence[int]) -> Sequence[int]:
         """Return the clients with many examples first, so that like ones are trained together."""
-        return sorted(nodes, key=self._trainer.task.num_examples, reverse=True)
+        return sorted(nodes, key=self._num_examples, reverse=True)
+
+    def _num_examples(self, node: int) -> int:
+        try:
+            return self._trainer.task.num_examples(node)
+        except Exception:  # Its training will tell, as that client's failure.
+            return 0
 
     def least(self, work: PartWork, nodes: Sequence[int]) -> int:
         """Return how many clients are trained at once."""
