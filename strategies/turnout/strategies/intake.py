@@ -15,7 +15,7 @@ from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.exact_sum import ExactSum
 from turnout.strategies.measure import check_range, extremes, measured
 from turnout.strategies.rounds import ClientReport, Instruction, Reply
-from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, keys, view
+from turnout.wire import LayoutError, NDArray, ParameterLayout, ReplyRejected, as_array, keys, view
 from turnout.wire.flower import REPLY_REFUSED, records_of
 from turnout.wire.step_counts import STEP_COUNTS_STYPE, step_counts_view
 

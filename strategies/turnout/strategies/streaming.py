@@ -219,11 +219,9 @@ class StreamingStrategy(Algorithm, Strategy):
                 content[keys.CONFIG] = ConfigRecord(entries)
                 for name, vector in instruction.vectors.items():
                     trimmed = self.partial_replies or name in self.carried_vectors
-                    content[name] = self.layout.record(
-                        self.coordinates.record_outside(name, vector), trimmed=trimmed
-                    )
-                for name, record in instruction.records.items():
-                    content[name] = record
+                    outside = self.coordinates.record_outside(name, vector)
+                    content[name] = self.layout.record(outside, trimmed=trimmed)
+                content.update(instruction.records)
                 part = parts[id(instruction)] = CohortPart(content, instruction, [])
             part.nodes.append(node)
         return list(parts.values())
