@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.allocation import LowRankForm
-from turnout.peft.config import AdapterConfig, Aggregation, check_averaging
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer, weight_of
 from turnout.tasks.validation import check_number
 from turnout.wire.errors import ConfigError, unknown_name
@@ -51,7 +51,7 @@ class HutConfig(AdapterConfig):
         result's best approximation of rank r. W, the same for all, multiplies what is left of the error.
     """
 
-    aggregation: Aggregation = "approximate"  # type: ignore[misc]
+    aggregation: Literal["approximate", "exact", "exact-svd"] = "approximate"  # type: ignore[misc]
 
     r: int = 8
     alpha: float | None = None

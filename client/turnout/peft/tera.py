@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.allocation import NetworkForm
-from turnout.peft.config import AdapterConfig, Aggregation, check_averaging
+from turnout.peft.config import AdapterConfig, check_averaging
 from turnout.peft.layer import AdapterLayer, check_buffers, weight_of
 from turnout.tasks.training_part import TrainingPart
 from turnout.tasks.validation import check_count, check_number
@@ -64,7 +64,7 @@ class TeraConfig(AdapterConfig):
         and costs the server memory for dense layers.
     """
 
-    aggregation: Aggregation = "approximate"  # type: ignore[misc]
+    aggregation: Literal["approximate", "exact", "exact-als"] = "approximate"  # type: ignore[misc]
     shares: ClassVar[bool] = True
 
     out_modes: tuple[int, ...] | None = None

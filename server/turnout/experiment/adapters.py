@@ -33,7 +33,7 @@ def couple(
 
     ``local_steps`` is what a client takes in a round, None if that differs.
     Raises `ConfigError` for a strategy that remembers vectors of clients while the shared state is to change:
-    they would be about other entries.
+    they would be about other entries; and where dense updates cannot be averaged with it.
     """
     interval = config.refresh_interval
     # An estimator counts rounds; all other state is vectors of earlier rounds, here or with the clients.
@@ -47,20 +47,27 @@ def couple(
     strategy.partial_replies = True  # Some adapters train a part of their tensors in a round.
     strategy.allocator = config.allocator(local_steps)
     if config.dense_form is not None:
-        if strategy.carried_vectors:
-            raise ConfigError(
-                f"aggregation={config.aggregation!r} makes new factors in every round; "
-                "optimizer_state='send' averages what is about the old ones; use optimizer_state='reset'."
-            )
-        if isinstance(config.dense_form, KernelForm) and isinstance(strategy, ScheduledADMM):
-            raise ConfigError(
-                "aggregation='exact-fold' moves what the clients trained into the weight in every round, and "
-                f"{type(strategy).__name__}'s clients keep models of their own; use 'approximate'."
-            )
-        adapted = cast("Callable[[], AdaptedTask]", task)
-        strategy.coordinates = _coordinates(config.dense_form, adapted)
+        _average_dense(strategy, config, cast("Callable[[], AdaptedTask]", task))
     if config.shares:  # Else nothing asks for the task, which takes a resumed server seconds to make.
         strategy.shared.source = AdapterState(cast("Callable[[], AdaptedTask]", task), interval)
+
+
+def _average_dense(
+    strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], AdaptedTask]
+) -> None:
+    """Let ``strategy`` compute with dense updates; raises `ConfigError` where clients keep what is replaced."""
+    if strategy.carried_vectors:
+        raise ConfigError(
+            f"aggregation={config.aggregation!r} makes new factors in every round; "
+            "optimizer_state='send' averages what is about the old ones; use optimizer_state='reset'."
+        )
+    if isinstance(config.dense_form, KernelForm) and isinstance(strategy, ScheduledADMM):
+        raise ConfigError(
+            "aggregation='exact-fold' moves what the clients trained into the weight in every round, and "
+            f"{type(strategy).__name__}'s clients keep models of their own; use 'approximate'."
+        )
+    assert config.dense_form is not None
+    strategy.coordinates = _coordinates(config.dense_form, task)
 
 
 def _coordinates(form: DenseForm, task: Callable[[], AdaptedTask]) -> Coordinates:
