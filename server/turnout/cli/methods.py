@@ -53,8 +53,8 @@ def methods(
             previous = entry.kind
         output.show(table)
         output.say(
-            "In an experiment file [strategy], [task], [participation] and [link] name theirs, [peft] an adapter,\n"
-            "[client] an optimizer, [task] also a partition. A study: turnout reproduce NAME.",
+            "In an experiment file [strategy], [task], [participation] and [link] name theirs,\n"
+            "[peft] an adapter, [client] an optimizer, [task] also a partition. Studies: turnout reproduce",
             markup=False,
         )
 
