@@ -38,7 +38,7 @@ def methods(
             ]
         )
         table = result_table()
-        for column in ("kind", "slug", "paper (arXiv)", "what it is"):
+        for column in ("kind", "name", "paper (arXiv)", "what it is"):
             table.add_column(column, no_wrap=column != "what it is")
         previous = ""
         for entry in entries:
@@ -52,7 +52,11 @@ def methods(
             )
             previous = entry.kind
         output.show(table)
-        output.say("Name them in an experiment file; `turnout simulate FILE` runs it.")
+        output.say(
+            "In an experiment file [strategy], [task], [participation] and [link] name theirs,\n"
+            "[peft] an adapter, [client] an optimizer, [task] also a partition. Studies: turnout reproduce",
+            markup=False,
+        )
 
 
 def load_everything() -> None:
