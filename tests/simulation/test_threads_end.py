@@ -7,7 +7,7 @@ import sys
 
 # Handlers run in the order opposite to their registration: this one after all of the grid's.
 _PROGRAM = """
-import atexit, os, threading
+import atexit, os, sys, threading
 
 def look():
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("turnout-client")]
@@ -26,6 +26,7 @@ task = Digits(num_clients=8, partition="iid")
 grid = LocalGrid(client_app(task, local_steps=2), 8, executor="threads", workers=8)
 FedAvg().start(grid, task.initial_arrays(), num_rounds=2)
 assert any(thread.name.startswith("turnout-client") for thread in threading.enumerate())
+assert "torch._dynamo" not in sys.modules, "plain SGD needs no compiler, which takes a second to import"
 """
 
 
