@@ -155,6 +155,8 @@ def finish_run(
     output.show(run_table(history, title=title, seconds=summary.seconds, metrics=summary.metrics))
     _next_steps(experiment, summary, output, file, plots)
     output.data(summary.document())
+    if len(history.outcome) and not history.participants.any():
+        output.warn("no client gave a reply that could be used: the model is the one that the run began with")
     score = Score.of(history)
     target = experiment.run.target_accuracy
     if target is None or (score is not None and score.metric == "accuracy" and score.best >= target):
