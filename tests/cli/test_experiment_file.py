@@ -382,3 +382,20 @@ def test_lines_of_keys() -> None:
         ("a", "c", "d e", "y"): 6,
         ("a", "c", "f", "g"): 7,
     }
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"task": {"name": "digits", "seed": -1}}, r"\[task\] seed=-1 .* use a whole number from 0"),
+        ({"task": {"name": "digits", "seed": 2**64}}, rf"\[task\] seed={2**64} is not possible"),
+        (
+            {"client": {"optimizer": "frugal", "optimizer_options": {"seed": -4}}},
+            "seed in optimizer_options=-4 is not possible",
+        ),
+        ({"strategy": {"server_lr": 0.5}}, "strategy.name is missing: name one"),
+    ],
+)
+def test_seeds_that_cannot_be_and_a_missing_name(sections: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Experiment.from_dict(sections))

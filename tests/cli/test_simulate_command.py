@@ -281,3 +281,10 @@ def test_sparklines() -> None:
     assert sparkline([float("nan")]) == ""
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert len(sparkline([float(i) for i in range(99)])) == 24
+
+
+def test_a_run_in_which_no_reply_could_be_used_says_so(turnout: Turnout) -> None:
+    result = turnout("simulate", "small.toml", "--quiet", "--no-plots", "--set", "client.lr=1e30")
+    assert result.exit_code == 0
+    assert "no client gave a reply that could be used" in result.stderr
+    assert "no client gave" not in turnout("simulate", "small.toml", "--quiet", "--no-plots").stderr

@@ -308,6 +308,14 @@ def test_auto_picks_and_says_so(task: Digits, make_app: Callable[..., Any]) -> N
     assert pick(client_app(task, mods=[noisy_link(0.1)]), workers=2, exact=False).startswith("processes")
 
 
+def test_workers_are_as_many_as_there_is_work_and_files_for(make_app: Callable[..., Any]) -> None:
+    assert LocalGrid(make_app(), 3, executor="threads", workers=9).executor == "threads, 3 workers"
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match=r"workers=1000000 need two open files each.*use at most"):
+        LocalGrid(make_app(), 1_000_000, executor="processes", workers=1_000_000)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_no_message_per_client(task: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round in bulk makes no message at all, on either side."""
     import turnout.strategies.streaming as streaming

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from turnout.optim import ModuleOptimizer, StatePolicy
+from turnout.tasks.validation import check_count
 from turnout.wire import keys
 from turnout.wire.errors import ConfigError, unknown_name
 from turnout.wire.registry import methods
@@ -99,6 +100,8 @@ def _check_table(options: TrainOptions, accepted: list[str]) -> None:
             f"optimizer_options={dict(table)!r}: optimizer 'sgd' has momentum and weight_decay only, which "
             "are options of [client] itself; leave optimizer_options out."
         )
+    if "seed" in accepted and "seed" in table:
+        check_count("seed in optimizer_options", table["seed"], low=0)
     for name in table:
         if name not in accepted:
             raise unknown_name(f"key in optimizer_options of {options.optimizer!r}", str(name), accepted)

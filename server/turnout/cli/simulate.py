@@ -155,9 +155,9 @@ def finish_run(
     output.show(run_table(history, title=title, seconds=summary.seconds, metrics=summary.metrics))
     _next_steps(experiment, summary, output, file, plots)
     output.data(summary.document())
-    if history.rounds.size and not history.participants.any() and (history.outcome != 0).any():
+    if len(history.outcome) and not history.participants.any():
         output.warn(
-            "no reply was taken in any round, so nothing was learned; "
+            "no client gave a reply that could be used: the model is the one that the run began with; "
             f"turnout runs show {summary.run_id} says why"
         )
     score = Score.of(history)

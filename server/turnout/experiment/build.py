@@ -146,7 +146,9 @@ def _build_task(experiment: Experiment) -> Task:
     target = find("task", experiment.task.name).target
     options = _spoken(experiment.task.options)
     if "seed" in accepted_options(target)[0]:
-        options.setdefault("seed", experiment.run.seed)
+        seed = options.setdefault("seed", experiment.run.seed)
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed} is not possible; use a whole number from 0 to {2**63 - 1}.")
     task: Task = target(**options)
     return task
 

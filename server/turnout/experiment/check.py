@@ -92,11 +92,10 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     else:
         checked["client"], found = check_client(values.get("client", {}), "client")
         problems += found
-        named = checked["strategy"] is not None  # Else that was said already.
-        if named and not problems:
-            problems = _check_fit(checked["strategy"], checked["client"])
-        if named and not problems:
-            checked["strategy"] = _carrying(checked["strategy"], checked["client"])
+        strategy = checked["strategy"]
+        if not problems and strategy is not None:
+            problems = _check_fit(strategy, checked["client"])
+            checked["strategy"] = _carrying(strategy, checked["client"])
             problems += _check_reply(checked)
     for name, settings in values.get("strategies", {}).items():
         problems += _check_alias(name, settings)

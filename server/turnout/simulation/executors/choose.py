@@ -57,7 +57,7 @@ def choose_executor(
         raise ConfigError(
             f"workers must be an integer of at least 1, or None for one per CPU, got {workers!r}."
         )
-    size = workers or os.cpu_count() or 1
+    size = min(workers or os.cpu_count() or 1, clients.num_clients)  # More would have nothing to do.
     why = ""
     if name == AUTO:
         name, why = _pick(clients, size, exact=exact, cohort=cohort)

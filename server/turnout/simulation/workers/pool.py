@@ -33,6 +33,7 @@ _MOST_DEATHS: Final = 5
 _MOST_STARTS: Final = 3
 _START_SECONDS: Final = 10.0
 _INLINE_BYTES: Final = 32 << 10
+_OTHER_FILES: Final = 64  # Of the rest of the program.
 
 Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Answer]
@@ -41,6 +42,18 @@ Handler = Callable[[dict[str, Any]], Answer]
 def can_fork() -> bool:
     """Return whether this system has ``fork`` and anonymous files in memory, that is, is Linux."""
     return hasattr(os, "memfd_create") and hasattr(os, "fork")
+
+
+def _check_files(workers: int) -> None:
+    """Raise `ConfigError` unless this process may open a heap and a link for each worker."""
+    import resource  # Where there is fork, there is this.
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and 2 * workers + _OTHER_FILES > limit:
+        raise ConfigError(
+            f"workers={workers} need two open files each, and this process may have {limit}; use at most "
+            f"{max(1, (limit - _OTHER_FILES) // 2)} workers, or raise the limit (ulimit -n)."
+        )
 
 
 class WorkersDoNotStartError(RuntimeError):
@@ -88,6 +101,7 @@ class WorkerPool:
             raise ConfigError(
                 f"executor 'processes' needs Linux, this is {sys.platform!r}; use executor='threads'."
             )
+        _check_files(size)
         self.size = size
         self._make_handler = make_handler
         self._heaps = [SharedHeap(number) for number in range(size + 1)]
