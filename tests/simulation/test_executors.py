@@ -21,7 +21,8 @@ import turnout.strategies  # noqa: F401 - registers the strategies
 from turnout.client import client_app
 from turnout.client.mods import noisy_link
 from turnout.simulation import Bernoulli, LocalGrid
-from turnout.simulation.workers import pool
+from turnout.simulation.executors.processes import _shares
+from turnout.simulation.workers import Job, WorkerPool, pool
 from turnout.strategies import FedAvg, RoundReport, Scaffold, StreamingStrategy
 from turnout.strategies.rounds import Callback
 from turnout.tasks.digits import Digits
@@ -242,6 +243,51 @@ def test_shared_memory_does_not_grow_with_rounds(task: Digits) -> None:
     strategy.start(grid, task.initial_arrays(), num_rounds=60, callbacks=[Watch()])
     # A round's replies and new states that stayed behind would be 20 MB in 40 rounds.
     assert sizes[-1] - sizes[20] <= 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("clients", "workers", "least", "sizes"),
+    [
+        (0, 2, 1, []),
+        (1, 2, 10, [1]),
+        (10, 2, 1, [3, 2, 2, 1, 1, 1]),
+        (10, 2, 10, [5, 5]),
+        (21, 2, 10, [11, 10]),  # Not 10, 10 and 1: one alone costs half as much as ten together.
+        (30, 2, 10, [8, 8, 8, 6]),  # Nor 10, 10 and 10, for two workers.
+        (100, 2, 10, [30, 20, 20, 10, 10, 10]),
+        (500, 2, 50, [64, 64, 64, 64, 64, 50, 50, 50, 30]),
+    ],
+)
+def test_a_cohort_is_cut_into_jobs_of_which_all_workers_get_the_same(
+    clients: int, workers: int, least: int, sizes: list[int]
+) -> None:
+    jobs = list(_shares(range(clients), workers, least, 64))
+    assert [len(job) for job in jobs] == sizes
+    assert list(chain(*jobs)) == list(range(clients))
+
+
+class Whose(Job):
+    """A job whose result is the process that did it."""
+
+    def __init__(self, nodes: range) -> None:
+        self.nodes = tuple(nodes)
+
+    def command(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, answer: dict[str, Any], *, late: bool) -> int:
+        return int(answer["pid"])
+
+    def lost(self, reason: str) -> int:
+        raise AssertionError(reason)
+
+
+def test_a_job_goes_to_the_worker_with_the_fewest_clients() -> None:
+    pool = WorkerPool(2, lambda _: lambda _: {"pid": os.getpid()})
+    jobs = [Whose(range(4)), Whose(range(4, 5)), Whose(range(5, 6)), Whose(range(6, 7))]
+    first, *others = pool.run(jobs, deadline=None, ordered=True)  # All four are handed out at once.
+    assert len(set(others)) == 1
+    assert first not in others
 
 
 def test_workers_end_with_the_grid(task: Digits) -> None:

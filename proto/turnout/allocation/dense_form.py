@@ -35,3 +35,4 @@ class KernelForm:
 
 
 DenseForm = LowRankForm | NetworkForm | KernelForm
+"""What the dense updates of an adapter are made of."""

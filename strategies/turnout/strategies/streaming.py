@@ -304,7 +304,7 @@ class StreamingStrategy(Algorithm, Strategy):
     def _check_norm(self, norm: float) -> None:
         if self.max_update_norm is not None and norm > self.max_update_norm:
             raise ReplyRejected(
-                "norm", f"the norm is {norm:.6g}, max_update_norm is {self.max_update_norm:g}."
+                "norm", f"the norm is {norm:.6g}, above max_update_norm={self.max_update_norm:g}."
             )
 
     def _close_round(

@@ -11,6 +11,7 @@ from torch import nn
 
 from turnout.client import TrainOptions
 from turnout.client.batched import BatchedTrainer, CohortWork
+from turnout.client.batched.stacked_model import StackedModel
 from turnout.wire import ConfigError, as_array
 from turnout.wire.errors import DataError
 
@@ -117,3 +118,17 @@ def test_a_chunk_is_bounded(make_task):
     trainer = BatchedTrainer(make_task("mlp"), TrainOptions(device="cpu"))
     assert trainer.chunk(100) == 1024
     assert trainer.chunk(10**9) == 16
+
+
+def test_no_chunk_is_left_with_few_clients(cohorts, make_task, monkeypatch):
+    both = cohorts(make_task("mlp", (5, 5, 5, 5)), batch_size=2)
+    monkeypatch.setattr("turnout.client.batched.trainer._CPU_CLIENTS", 3)
+    begin, counts = StackedModel.begin, []
+
+    def counted(model: StackedModel, count: int, vector: np.ndarray) -> None:
+        counts.append(count)
+        begin(model, count, vector)
+
+    monkeypatch.setattr(StackedModel, "begin", counted)
+    both.batched(CohortWork(1, "sgd", 0.1, ConfigRecord(), both.vector(), {}), range(4))
+    assert counts == [2, 2]

@@ -209,8 +209,10 @@ class BatchedTrainer:
         chunks = []
         for group in groups.values():
             group.sort(key=lambda member: -member.examples.count)
-            at_once = self._at_once(group[0].examples)
-            chunks += [group[start : start + at_once] for start in range(0, len(group), at_once)]
+            # Chunks of equal size: a last one of few clients costs nearly as much as a full one.
+            number = -(-len(group) // self._at_once(group[0].examples))
+            size = -(-len(group) // number)
+            chunks += [group[start : start + size] for start in range(0, len(group), size)]
         return chunks
 
     def _put(self, result: Outcome, positions: list[int], out: NDArray, outcome: CohortOutcome) -> None:

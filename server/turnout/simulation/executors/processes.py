@@ -131,11 +131,12 @@ class ProcessesExecutor(Executor):
 def _shares(nodes: Sequence[int], workers: int, least: int, most: int) -> Iterator[Sequence[int]]:
     """Cut ``nodes`` into jobs that become smaller towards the end, so that all workers end together.
 
-    A job has at least ``least`` clients, unless that would leave a worker without any.
+    A job has about ``least`` clients or a multiple of that: as many as give every worker an equal share.
     """
-    start, least = 0, min(least, -(-len(nodes) // workers))
+    smallest = workers * max(1, round(len(nodes) / (workers * least)))
+    start, least = 0, -(-len(nodes) // smallest)
     while start < len(nodes):
-        size = min(most, max(least, -(-(len(nodes) - start) // (2 * workers))))
+        size = min(most, least * -(-(len(nodes) - start) // (2 * workers * least)))
         yield nodes[start : start + size]
         start += size
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import lru_cache
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -101,8 +102,7 @@ def describe_part(work: PartWork, parcels: Parcels) -> dict[str, Any]:
     buffers = layout.buffers_of(records[keys.ARRAYS])
     return {
         "round": work.server_round,
-        "tensors": [astuple(spec) for spec in layout.tensors],
-        "buffers": [astuple(spec) for spec in layout.buffers],
+        "layout": _described(layout),
         "sent": parcels.put(work.sent),
         "buffer-values": {name: parcels.put(value) for name, value in buffers.items()},
         "vectors": vectors,
@@ -115,7 +115,7 @@ def describe_part(work: PartWork, parcels: Parcels) -> dict[str, Any]:
 
 def read_part(description: dict[str, Any], parcels: Parcels) -> PartWork:
     """Return the work of a description, around the arrays in place."""
-    layout = ParameterLayout(_specs(description["tensors"]), _specs(description["buffers"]))
+    layout = _layout(description["layout"])
     sent = parcels.get(description["sent"])
     buffers = {name: parcels.get(entry) for name, entry in description["buffer-values"].items()}
     content, _ = parcels.unwrap(description["config"])
@@ -128,8 +128,18 @@ def read_part(description: dict[str, Any], parcels: Parcels) -> PartWork:
     return PartWork(description["round"], layout, sent, content, instruction)
 
 
-def _specs(rows: list[list[Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, tuple(shape), *rest) for name, shape, *rest in rows)
+@lru_cache(maxsize=8)  # It is mostly the same from round to round.
+def _described(layout: ParameterLayout) -> str:
+    return json.dumps([[astuple(spec) for spec in specs] for specs in (layout.tensors, layout.buffers)])
+
+
+@lru_cache(maxsize=8)
+def _layout(description: str) -> ParameterLayout:
+    tensors, buffers = (
+        tuple(TensorSpec(name, tuple(shape), *rest) for name, shape, *rest in rows)
+        for rows in json.loads(description)
+    )
+    return ParameterLayout(tensors, buffers)
 
 
 def _passed(deadline: float | None) -> bool:

@@ -6,6 +6,7 @@ travels in a message instead of the bytes; whoever gets it reads the block in pl
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class SharedHeap:
             mapped = mmap.mmap(self._file, ref.extent_size, offset=ref.extent)
             block = self._extents[ref.extent] = np.frombuffer(mapped, np.uint8)
         dtype = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         piece = block[ref.offset : ref.offset + count * dtype.itemsize]
         array: NDArray = piece.view(dtype).reshape(shape)
         return array

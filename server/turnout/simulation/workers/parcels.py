@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ class Parcels:
     def empty(self, dtype: Any, shape: Sequence[int]) -> tuple[Entry, NDArray]:
         """Return the entry of a new block in the own heap, and the block as an array to be filled."""
         dtype = np.dtype(dtype)
-        ref = self.own.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        ref = self.own.allocate(math.prod(shape) * dtype.itemsize)
         return _entry(ref, dtype, shape), self.own.array(ref, dtype, shape)
 
     def get(self, entry: Entry) -> NDArray:
@@ -118,5 +119,5 @@ def _entry(ref: Ref, dtype: np.dtype[Any], shape: Sequence[int]) -> Entry:
 
 
 def _nbytes(entry: Entry) -> int:
-    count = int(np.prod(entry["shape"], dtype=np.int64))
+    count = math.prod(entry["shape"])
     return count * np.dtype(entry["dtype"]).itemsize

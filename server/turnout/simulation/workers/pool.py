@@ -198,7 +198,7 @@ class WorkerPool:
         return deadline is None or time.monotonic() <= deadline
 
     def _dispatch(self, job: Job) -> None:
-        worker = min(self._workers, key=lambda worker: len(worker.jobs))
+        worker = min(self._workers, key=_waiting)
         command = {**job.command(), "release": worker.releases}
         worker.releases = []
         worker.jobs.append(job)
@@ -281,6 +281,11 @@ class WorkerPool:
             raise RuntimeError(f"{reason} That was the {self._deaths}th time.")
         # What the dead one wrote lives on in states; the new one writes behind it.
         self._workers[number] = self._fork(number)
+
+
+def _waiting(worker: _Worker) -> int:
+    """Return how many clients a worker has yet to run, the present job's included."""
+    return sum(len(job.nodes) for job in worker.jobs)
 
 
 def _finished(window: dict[Job, list[Any]], ordered: bool) -> Job | None:

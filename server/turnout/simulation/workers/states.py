@@ -27,7 +27,8 @@ class SharedStates:
         tree, content = self._known.get(node, ([], None))
         if state is content:
             return tree
-        self._release(tree, [])
+        if tree:
+            self._release(tree, [])
         if not state:
             self._known.pop(node, None)
             return []
