@@ -55,7 +55,7 @@ def couple(
 def _average_dense(
     strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], AdaptedTask]
 ) -> None:
-    """Let ``strategy`` compute with dense updates; raises `ConfigError` where clients keep what is replaced."""
+    """Let ``strategy`` compute with dense updates; `ConfigError` where clients keep what is replaced."""
     if strategy.carried_vectors:
         raise ConfigError(
             f"aggregation={config.aggregation!r} makes new factors in every round; "

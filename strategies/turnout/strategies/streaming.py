@@ -303,9 +303,7 @@ class StreamingStrategy(Algorithm, Strategy):
 
     def _check_norm(self, norm: float) -> None:
         if self.max_update_norm is not None and norm > self.max_update_norm:
-            raise ReplyRejected(
-                "norm", f"the norm is {norm:.6g}, above max_update_norm={self.max_update_norm:g}."
-            )
+            raise ReplyRejected("norm", f"norm {norm:.6g} is above max_update_norm={self.max_update_norm:g}.")
 
     def _close_round(
         self, server_round: int, metrics: list[tuple[int, int, Mapping[str, float]]], started: float
