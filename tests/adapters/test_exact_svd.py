@@ -156,6 +156,11 @@ def test_one_round_of_fedavg_is_the_best_approximation_of_the_mean_dense_update(
     assert s[2] > 1e-4, "the mean should need more than rank 2, or this shows nothing"
 
 
+def test_a_strategy_without_updates_is_refused() -> None:
+    with pytest.raises(ConfigError, match="eggroll's clients send none"):
+        federation({"name": "eggroll"}, aggregation="exact-svd")
+
+
 STRATEGIES: list[dict[str, Any]] = [
     {"name": "fedstale", "participation": "estimate"},
     {"name": "fedau"},

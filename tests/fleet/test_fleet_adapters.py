@@ -16,7 +16,7 @@ from fleet_commands import Turnout, free_port, simulated
             "peft.init_r=4",
             "peft.target_r=1",
             "peft.total_step=6",
-            "peft.tfinal=2",
+            "peft.tfinal=4",  # So that the last round is narrow both ways.
             "peft.init_std=0.2",
             "task.model=mlp",
         ),

@@ -104,7 +104,7 @@ def _check_table(options: TrainOptions, accepted: list[str]) -> None:
         check_count("seed in optimizer_options", table["seed"], low=0)
     for name in table:
         if name not in accepted:
-            raise unknown_name(f"key in optimizer_options of {options.optimizer!r}", str(name), accepted)
+            raise unknown_name("optimizer_options key", str(name), accepted)
         if getattr(options, name, None) and name in ("momentum", "weight_decay"):
             raise ConfigError(f"{name} is given twice, also in optimizer_options; give it once.")
 

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord
 from turnout.allocation import DenseForm, KernelForm, NetworkForm
 from turnout.strategies.admm import ScheduledADMM
 from turnout.strategies.coordinates import Coordinates
+from turnout.strategies.eggroll import EGGROLL
 from turnout.strategies.folded_kernels import FoldedKernels
 from turnout.strategies.network_updates import FrozenNetwork, NetworkUpdates
 from turnout.strategies.shared_state import Source
@@ -55,11 +56,16 @@ def couple(
 def _average_dense(
     strategy: StreamingStrategy, config: AdapterConfig, task: Callable[[], AdaptedTask]
 ) -> None:
-    """Let ``strategy`` compute with dense updates; `ConfigError` where clients keep what is replaced."""
+    """Let ``strategy`` compute with dense updates. Raises `ConfigError` where that cannot be."""
     if strategy.carried_vectors:
         raise ConfigError(
             f"aggregation={config.aggregation!r} makes new factors in every round; "
             "optimizer_state='send' averages what is about the old ones; use optimizer_state='reset'."
+        )
+    if isinstance(strategy, EGGROLL):
+        raise ConfigError(
+            f"aggregation={config.aggregation!r} averages clients' dense updates, and eggroll's clients send "
+            "none; leave aggregation out."
         )
     if isinstance(config.dense_form, KernelForm) and isinstance(strategy, ScheduledADMM):
         raise ConfigError(
