@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,8 +73,13 @@ def test_bad_usage(turnout: Turnout, run: Path, arguments: list[str], words: str
     assert words in done.output.replace("\n", " ")
 
 
-def test_a_run_without_a_final_model(turnout: Turnout, run: Path) -> None:
-    (run / "model" / "model.safetensors").unlink()
+@pytest.mark.parametrize("lost", ["the file", "the end"])
+def test_a_run_without_a_final_model(turnout: Turnout, run: Path, lost: str) -> None:
+    if lost == "the file":
+        (run / "model" / "model.safetensors").unlink()
+    else:  # It went on, for more rounds, and was stopped: the file is the model of before.
+        with sqlite3.connect(run.parent / "turnout.sqlite") as store:
+            store.execute("UPDATE runs SET status = 'interrupted'")
     done = turnout("edit", str(run))
     assert done.exit_code == 2
     assert "has no final model yet" in done.output.replace("\n", " ")

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from turnout.client import client_app
-from turnout.simulation import LocalGrid
+from turnout.experiment.adapters import couple
+from turnout.peft import AdaptedTask
+from turnout.simulation import Bernoulli, LocalGrid
 from turnout.strategies import FedAvg
 from turnout.tasks import ClientData, Task
-from turnout.wire import LayoutError, view
+from turnout.wire import LayoutError, find, view
 
 Data = Callable[[int], ClientData]
 
@@ -104,6 +106,25 @@ def test_data_that_cannot_be_used_are_that_clients_failure(wrong, reason, execut
     assert reason in outcomes[1].reason
     assert [outcomes[client].outcome for client in (0, 1, 2)] == ["ok", "failed", "ok"]
     assert not np.array_equal(view(initial["0.weight"]), view(trained["0.weight"]))
+
+
+@pytest.mark.parametrize("name", ["tera", "ist"])
+def test_a_client_that_breaks_off_within_a_step_leaves_the_next_one_a_whole_model(name):
+    def data(client: int) -> ClientData:
+        given = examples(client)
+        return ClientData(given.x, given.y + 3) if client == 2 else given  # No such classes.
+
+    def trained(task: Task, participation: list[float]) -> dict[str, np.ndarray]:
+        adapted = AdaptedTask(task, find("adapter", name).target())
+        grid = LocalGrid(client_app(adapted, lr=0.5), 3, participation=Bernoulli(participation))
+        strategy = FedAvg()
+        couple(strategy, adapted.config, lambda: adapted, None)
+        result = strategy.start(grid, adapted.initial_arrays(), num_rounds=2)
+        assert len(strategy.reports) == (3 if participation[2] == 1.0 else 2)
+        return {name: view(array) for name, array in result.arrays.items()}
+
+    with_it, without = (trained(Own(data=data), [1.0, 1.0, p]) for p in (1.0, 1e-9))
+    assert all(np.array_equal(with_it[key], without[key]) for key in without)
 
 
 def test_choosing_an_executor_does_not_stumble_over_the_first_client():

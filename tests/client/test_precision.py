@@ -42,10 +42,11 @@ ADAPTERS: list[dict[str, Any]] = [
     {},
     {"peft": {"name": "lora", "r": 4, "base_dtype": "bfloat16"}},
     {"peft": {"name": "lift", "r": 2, "filter_rank": 4}},
+    {"peft": {"name": "tera"}},
 ]
 
 
-@pytest.mark.parametrize("sections", ADAPTERS, ids=["whole", "lora", "lift"])
+@pytest.mark.parametrize("sections", ADAPTERS, ids=["whole", "lora", "lift", "tera"])
 def test_it_is_near_to_float32(sections: dict[str, Any]) -> None:
     exact, mixed = trained("float32", **sections), trained("bf16-mixed", **sections)
     assert not np.array_equal(exact, mixed)

@@ -28,6 +28,9 @@ class TrainingParts:
 
     def start(self, server_round: int, seed: tuple[int, ...]) -> None:
         """Open the local training of a round."""
+        for tensor, _ in self._held:  # Another client's training broke off within a step.
+            tensor.requires_grad_(True)
+        self._held.clear()
         for part in self._parts:
             part.start_training(server_round, seed)
 

@@ -260,7 +260,8 @@ class Tera(AdapterLayer, TrainingPart):
 def apply_modes(z: Tensor, matrices: list[Tensor]) -> Tensor:
     """Multiply each mode n of z, shape (batch, J_1, ..., J_m), by ``matrices[n]`` (K_n, J_n)."""
     for n, matrix in enumerate(matrices, start=1):
-        z = torch.tensordot(z, matrix, dims=([n], [1])).movedim(-1, n)
+        # Under autocast the product with the core is in bfloat16, and tensordot casts nothing by itself.
+        z = torch.tensordot(z, matrix.to(z.dtype), dims=([n], [1])).movedim(-1, n)
     return z
 
 

@@ -119,7 +119,8 @@ def edit_run(
         if not 0 <= rho <= 1:
             raise ConfigError(f"rho={rho!r} is not possible; use numbers from 0 to 1, for example 0.95.")
     run = RunDirectory(directory)
-    if not run.model_file.is_file():
+    # A run that was given more rounds and stopped has the model of before.
+    if row.status != "finished" or not run.model_file.is_file():
         raise ConfigError(
             f"run {row.id} has no final model yet; finish it first (turnout simulate --resume {row.id})."
         )
