@@ -71,7 +71,8 @@ $(SYSTEM): .ci/system-packages
 	@mkdir -p $(@D) && touch $@
 
 # Source archives that tasks read in place, pinned by hash. Without them the tests that need them are skipped.
-$(TEXTS): $(READY)
+# After the page, whose build may install the package anew.
+$(TEXTS): $(READY) | $(PAGE)
 	@$(BIN)/turnout data fetch || test "$(CI)" != true
 	@touch $@
 
