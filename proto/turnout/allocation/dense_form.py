@@ -35,3 +35,4 @@ class KernelForm:
 
 
 DenseForm = LowRankForm | NetworkForm | KernelForm
+"""What dense updates are made of; each adapter with such an option says it of its layers."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -196,7 +196,7 @@ def together(job: tuple[str, int, Sizes]) -> tuple[float, int]:
     elif kind == CYCLIC:
         config = TeraConfig(target_modules=HIDDEN, seed=seed)
     else:
-        averaged: Aggregation = "exact-als" if kind == REFITTED else "approximate"
+        averaged: Literal["approximate", "exact-als"] = "exact-als" if kind == REFITTED else "approximate"
         config = TeraConfig(target_modules=HIDDEN, seed=seed, train_modes="all", aggregation=averaged)
     done = federate(
         task, config, rounds=sizes.rounds, steps=10, lr=3e-2, optimizer="adam", batch_size=BATCH, seed=seed
