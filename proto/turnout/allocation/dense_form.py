@@ -35,4 +35,4 @@ class KernelForm:
 
 
 DenseForm = LowRankForm | NetworkForm | KernelForm
-"""What the dense updates of an adapter are made of."""
+"""What dense updates are made of; each adapter with such an option says it of its layers."""
