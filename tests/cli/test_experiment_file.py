@@ -134,6 +134,7 @@ MISFITS = [
     ("eggroll", ['client.optimizer="adamw"'], r"'eggroll'.*no step with the optimizer; use optimizer='sgd'"),
     ("eggroll", ['client.precision="bf16-mixed"'], r"precision='bf16-mixed'.*float32"),
     ("fedprox", ['client.optimizer="adamw"'], ""),
+    ("bo-rep", [], r"name='digits': strategy 'bo-rep'.*upper level; use task.name='hyper-representation'"),
 ]
 
 
@@ -394,8 +395,12 @@ def test_lines_of_keys() -> None:
             "seed in optimizer_options=-4 is not possible",
         ),
         ({"strategy": {"server_lr": 0.5}}, "strategy.name is missing: name one"),
+        (
+            {"task": {"name": "hyper-representation"}, "strategy": {"name": "fedavg"}},
+            "no loss without its clients' own level.*use strategy.name='bo-rep'",
+        ),
     ],
 )
-def test_seeds_that_cannot_be_and_a_missing_name(sections: dict[str, object], message: str) -> None:
+def test_sections_that_cannot_be(sections: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(Experiment.from_dict(sections))

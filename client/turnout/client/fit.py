@@ -7,6 +7,7 @@ from typing import Final
 
 from turnout.client.local_updates import FULL_PRECISION
 from turnout.client.options import TrainOptions
+from turnout.tasks.bilevel import BilevelTask
 from turnout.wire.errors import ConfigError
 
 # Defined by steps of plain SGD: see `Work.require_plain_sgd`.
@@ -16,6 +17,29 @@ _NO_OPTIMIZER: Final = frozenset({"bo-rep", "bo-rep-local-upper", "eggroll", "fi
 
 # These reply the received model as the client's optimizer trained it.
 _TRAINED: Final = frozenset({"sgd", "prox", "dyn"})
+# Which level of a bilevel task must be the shared one, and a task of that kind.
+_SHARED_LEVEL: Final = {
+    "bo-rep": ("upper", "hyper-representation"),
+    "bo-rep-local-upper": ("lower", "hyper-cleaning"),
+}
+
+
+def check_task(strategy: str, local_updates: Iterable[str], task: str, target: object) -> None:
+    """Raise `ConfigError` when clients of the task ``target``, called ``task``, cannot do what is asked."""
+    bilevel = isinstance(target, type) and issubclass(target, BilevelTask)
+    shared = getattr(target, "shared", None) if bilevel else None
+    asked = [_SHARED_LEVEL[name] for name in local_updates if name in _SHARED_LEVEL]
+    for level, example in asked:
+        if shared != level:
+            raise ConfigError(
+                f"name={task!r}: strategy {strategy!r} needs a bilevel task that shares its {level} level; "
+                f"use task.name={example!r}, or a BilevelTask of your own."
+            )
+    if shared == "upper" and not asked:
+        raise ConfigError(
+            f"name={task!r} has no loss without its clients' own level, which strategy {strategy!r} does not "
+            "train; use strategy.name='bo-rep'."
+        )
 
 
 def check_fit(strategy: str, local_updates: Iterable[str], options: TrainOptions) -> None:

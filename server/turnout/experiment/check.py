@@ -94,7 +94,7 @@ def check_experiment(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
         problems += found
         strategy = checked["strategy"]
         if not problems and strategy is not None:
-            problems = _check_fit(strategy, checked["client"])
+            problems = _check_fit(strategy, checked["task"], checked["client"])
             checked["strategy"] = _carrying(strategy, checked["client"])
             problems += _check_reply(checked)
     for name, settings in values.get("strategies", {}).items():
@@ -112,11 +112,16 @@ def check_client(options: Mapping[str, Any], section: str) -> tuple[dict[str, An
     return _filled(values, known, _HIDDEN["client"]), problems
 
 
-def _check_fit(strategy: Method, client: Mapping[str, Any]) -> list[Problem]:
+def _check_fit(strategy: Method, task: Method | None, client: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with these clients for the work that the strategy gives them."""
-    from turnout.client.fit import check_fit
+    from turnout.client.fit import check_fit, check_task
 
     asked = getattr(find_strategy(strategy.name).target, "local_updates", ())
+    if task is not None:
+        target = find("task", task.name).target
+        problems = _attempt("task", ("name",), lambda: check_task(strategy.name, asked, task.name, target))
+        if problems:
+            return problems
     return _attempt("client", client, lambda: check_fit(strategy.name, asked, _train_options(client)))
 
 
@@ -257,7 +262,7 @@ def _check_probabilities(options: Mapping[str, Any]) -> tuple[dict[str, Any], li
         return {}, [Problem(path, f"participation.probabilities = {shown_value(value)}: {error}")]
 
 
-def _attempt(section: str, values: Mapping[str, Any], make: Callable[[], Any]) -> list[Problem]:
+def _attempt(section: str, values: Collection[str], make: Callable[[], Any]) -> list[Problem]:
     try:
         make()
     except (ConfigError, TypeError, ValueError) as error:
