@@ -223,5 +223,7 @@ def test_bad_settings() -> None:
         IstConfig(base={"name": "lorra"})
     with pytest.raises(ConfigError, match="rank"):
         IstConfig(base={"name": "lora", "rank": 3})
+    with pytest.raises(ConfigError, match="budget of its own"):
+        IstConfig(base={"name": "adalora", "total_step": 100})
     with pytest.raises(ConfigError, match="n_update_ratio"):
         IstConfig(n_update_ratio=0)
