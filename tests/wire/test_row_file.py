@@ -158,6 +158,23 @@ class TestCheckpoints:
         assert content(loaded(tmp_path / "2")) == then[2]
         assert content(loaded(tmp_path / "3")) == {key: row(30 + key).tobytes() for key in range(3)}
 
+    def test_reopened_again_and_again_it_does_not_grow(self, tmp_path: Path) -> None:
+        """What no kept checkpoint refers to is used at once, if it is known which they are."""
+        file, sizes = RowFile.create(tmp_path / "a.rows"), []
+        for number in range(8):
+            for key in range(3):
+                file.put(key, row(10 * number + key))
+            save(file, tmp_path / str(number))
+            file.put(number % 3, row(99))  # Of a round that was never committed.
+            sizes.append(file.slots)
+            rows = loaded(tmp_path / str(number), owned=True)
+            rows.older = [loaded(tmp_path / str(number - 1))] if number else []
+            file = RowFile.reopen(rows)
+            for kept in range(max(0, number - 1), number + 1):
+                expected = {key: row(10 * kept + key).tobytes() for key in range(3)}
+                assert content(loaded(tmp_path / str(kept))) == expected
+        assert sizes[-1] == sizes[2] <= 3 * 3 + 1
+
     def test_a_run_can_be_moved_with_its_rows(self, tmp_path: Path) -> None:
         (tmp_path / "old").mkdir()
         file = RowFile.create(tmp_path / "old" / "a.rows")

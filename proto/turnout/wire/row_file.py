@@ -17,7 +17,7 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +98,8 @@ class RowFile:
     def reopen(cls, rows: RowReference) -> RowFile:
         """Go on with the file of a checkpoint, as it was then; only one process may, the run's owner.
 
-        What the checkpoint does not refer to may be an earlier one's, and is kept until that is released.
+        What the checkpoint does not refer to may be an earlier one's, and is kept until that is released;
+        ``rows.older`` says which of it is, and the rest is used again at once.
         """
         file = rows.file = cls(rows.path, os.open(rows.path, os.O_RDWR | os.O_CLOEXEC))
         file.format, file._epoch = rows.format, rows.epoch
@@ -109,6 +110,12 @@ class RowFile:
             file._end = -(-os.fstat(file._handle).st_size // file.format.stride)
             others = np.ones(file._end, np.bool_)
             others[used] = False
+            if rows.older is not None:
+                held = np.zeros(file._end, np.bool_)
+                for older in rows.older:
+                    held[older.used()] = True
+                file._free = np.flatnonzero(others & ~held).tolist()
+                others &= held
             file._retired.append((rows.epoch - 1, np.flatnonzero(others).tolist()))
         return file
 
@@ -248,7 +255,8 @@ class RowReference:
     """The rows of a `RowFile` as a checkpoint knows them: which slot each key's row is in.
 
     ``owned`` says that who loaded the checkpoint owns the run, and may go on writing to its file. ``file`` is
-    the open one, None for a reference that was loaded and not reopened.
+    the open one, None for a reference that was loaded and not reopened. ``older`` are those of all earlier
+    checkpoints that may still be resumed from, None when they are not known.
     """
 
     path: Path
@@ -257,6 +265,13 @@ class RowReference:
     slots: Mapping[str, Any]
     owned: bool = False
     file: RowFile | None = field(default=None, repr=False)
+    older: Sequence[RowReference] | None = field(default=None, repr=False)
+
+    def used(self) -> NDArray:
+        """Return the slots that it refers to. Raises `CheckpointError` when they are not readable."""
+        slots = unpack(self.slots, np.int64)
+        used: NDArray = slots[slots != _NOWHERE]
+        return used
 
     def sync(self) -> None:
         """Make the rows durable, before the checkpoint that refers to them is."""

@@ -159,8 +159,24 @@ class RunRecorder(Callback):
             row.round for row in store.rounds(run.id) if row.checkpoint and row.round <= round_number
         ]
         recorder._rows = {round_number: list(row_references(tree))}
+        recorder._tell_older_rows()
         recorder.last_metrics = store.latest_metrics(run.id)
         return recorder, tree
+
+    def _tell_older_rows(self) -> None:
+        """Say which rows the checkpoints before the one resumed from need: the others may be used again."""
+        newest = self._rows[self.last_round]
+        older = [number for number in self._checkpoints[-KEPT_CHECKPOINTS:] if number < self.last_round]
+        if not newest:
+            return
+        try:
+            trees = [_checkpoint_of(self.run, number, self.directory.checkpoint(number)) for number in older]
+        except CheckpointError as error:  # Then their rows are kept as long as they could matter.
+            _log.debug("%s", error)
+            return
+        references = [rows for tree in trees for rows in row_references(tree)]
+        for rows in newest:
+            rows.older = [other for other in references if other.path == rows.path]
 
     @property
     def seconds(self) -> float:
