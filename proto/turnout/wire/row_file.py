@@ -270,7 +270,8 @@ class RowReference:
     def used(self) -> NDArray:
         """Return the slots that it refers to. Raises `CheckpointError` when they are not readable."""
         slots = unpack(self.slots, np.int64)
-        return slots[slots != _NOWHERE]
+        used: NDArray = slots[slots != _NOWHERE]
+        return used
 
     def sync(self) -> None:
         """Make the rows durable, before the checkpoint that refers to them is."""

@@ -27,7 +27,8 @@ from turnout.reproduce.federated_student import StudentTask, federate
 from turnout.reproduce.figures import Line, panels
 from turnout.reproduce.jobs import run_jobs
 from turnout.reproduce.report import Claim, Progress, StudyReport, Table
-from turnout.reproduce.transfer import BATCH, HIDDEN, Job, Method, accuracy, adapt, digits, pretrained, tuned
+from turnout.reproduce.transfer import BATCH, HIDDEN, Method, accuracy, digits, pretrained
+from turnout.reproduce.transfer_grid import TransferGrid
 from turnout.wire import register
 
 SLUG: Final = "tera"
@@ -218,8 +219,16 @@ def run(
     methods = [Method(name, config_of(name, 0)) for name in (TERA, TERA_8, *map(vera, VERA_RANKS), LORA)] + [
         Method("full fine-tuning", None)
     ]
-    jobs = [Job(m, rate, seed, WIDTH, sizes.steps) for m in methods for rate in RATES for seed in seeds]
-    adapted = tuned(jobs, run_jobs(adapt, jobs, what="rotated digits", progress=progress, workers=workers))
+    grid = TransferGrid.run(
+        methods,
+        RATES,
+        seeds=sizes.seeds,
+        width=WIDTH,
+        steps=sizes.steps,
+        progress=progress,
+        workers=workers,
+    )
+    adapted = grid.tuned().values()
     control = float(np.mean([head_bias((seed, sizes)) for seed in seeds]))
     federations = [(kind, seed, sizes) for kind in KINDS for seed in seeds]
     outcomes = run_jobs(together, federations, what="federations", progress=progress, workers=workers)
