@@ -118,38 +118,6 @@ def test_a_bad_file_names_line_value_and_fix(
     assert text.startswith(f"{file}:{line}: "), text
 
 
-# Clients' settings that the strategy's own work does not allow: else every client would fail in every round.
-MISFITS = [
-    (
-        "scaffold",
-        ['client.optimizer="adamw"'],
-        r"optimizer='adamw'.*'scaffold'.*use optimizer='sgd'",
-    ),
-    ("fedamd", ["client.momentum=0.9"], r"momentum=0\.9.*'fedamd'.*'miner'.*use momentum=0"),
-    (
-        "fedamd",
-        ["client.momentum=0.9", 'client.optimizer_state="keep"'],
-        r"optimizer_state='keep'.*use optimizer_state='reset'",
-    ),
-    ("eggroll", ['client.optimizer="adamw"'], r"'eggroll'.*no step with the optimizer; use optimizer='sgd'"),
-    ("eggroll", ['client.precision="bf16-mixed"'], r"precision='bf16-mixed'.*float32"),
-    ("fedprox", ['client.optimizer="adamw"'], ""),
-    ("bo-rep", [], r"name='digits': strategy 'bo-rep'.*upper level; use task.name='hyper-representation'"),
-]
-
-
-@pytest.mark.parametrize(("strategy", "overrides", "message"), MISFITS)
-def test_clients_that_do_not_fit_the_strategy(
-    strategy: str, overrides: list[str], message: str, file: Path
-) -> None:
-    experiment = load_experiment(file, overrides)  # FedStale's clients may train as they like.
-    if not message:
-        assert experiment.variant(strategy).label == strategy
-        return
-    with pytest.raises(ConfigError, match=message):
-        experiment.variant(strategy)
-
-
 # Values that only the data can refute.
 BAD_BUILDS = [
     ("probabilities = 0.5", "probabilities = [0.5, 0.5]", 13, r"probabilities has 2 values but .* 6"),

@@ -97,7 +97,7 @@ class IstConfig(AdapterConfig):
             raise ConfigError(f"base={dict(self.base)!r}: {error}; give options of {slug!r} only.") from error
         if config.allocator() is not None:
             raise ConfigError(
-                f"base name={slug!r} has a budget of its own that the server shares out, which IST would drop; "
+                f"base name={slug!r} has a budget of its own, shared out by the server, which IST drops; "
                 "use base.name = 'lora'."
             )
         return config
