@@ -205,7 +205,7 @@ REFUSED = [
     ("optimizer = 'nadam'\noptimizer_state = 'send'", "not made of averages"),
     ("optimizer = 'frugal'\noptimizer_options = { densty = 0.1 }", "Did you mean 'density'"),
     ("optimizer = 'frugal'\noptimizer_options = { density = 'much' }", "density='much'"),
-    ("optimizer = 'frugal'\noptimizer_options = { lr = 0.1 }", "unknown key"),
+    ("optimizer = 'frugal'\noptimizer_options = { lr = 0.1 }", "unknown optimizer_options key"),
     ("optimizer = 'adamw'\noptimizer_options = { betas = [0.9] }", "refuses them"),
     ("optimizer = 'adamw'\nweight_decay = 0.1\noptimizer_options = { weight_decay = 0.1 }", "given twice"),
     ("optimizer = 'classp'\nmomentum = 0.9\noptimizer_state = 'keep'", "has no momentum"),
