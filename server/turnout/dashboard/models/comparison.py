@@ -63,6 +63,7 @@ class Comparison(Document):
     name: str
     higher_is_better: bool
     axis: Literal["round", "seconds", "bytes"]
+    target: float | None = Field(description="What the runs should reach, as it was asked for.")
     x: list[Number]
     series: list[ComparedSeries]
     table: list[ComparedRun]

@@ -75,6 +75,7 @@ def comparison(
         name=name,
         higher_is_better=series.higher_is_better(name),
         axis=axis,
+        target=target,
         x=x.tolist(),
         series=aligned,
         table=table,

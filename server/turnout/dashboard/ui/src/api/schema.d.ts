@@ -863,6 +863,11 @@ export interface components {
              * @enum {string}
              */
             axis: "round" | "seconds" | "bytes";
+            /**
+             * Target
+             * @description What the runs should reach, as it was asked for.
+             */
+            target: number | null;
             /** X */
             x: (number | null)[];
             /** Series */

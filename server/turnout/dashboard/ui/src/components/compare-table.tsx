@@ -19,10 +19,9 @@ interface Column {
 interface Props {
   data: Comparison;
   labels: ReadonlyMap<string, string>;
-  hasTarget: boolean;
 }
 
-function columnsOf({ data, hasTarget }: Props): Column[] {
+function columnsOf(data: Comparison): Column[] {
   const better = data.higher_is_better ? "high" : "low";
   const say = (value: number | null, round: number | null) =>
     value == null ? UNKNOWN : `${metric(data.name, value)} (round ${count(round)})`;
@@ -36,7 +35,7 @@ function columnsOf({ data, hasTarget }: Props): Column[] {
   return [
     { words: "Best", better, value: (row) => row.best, write: (row) => say(row.best, row.best_round) },
     { words: "Final", better, value: (row) => row.last, write: (row) => say(row.last, row.last_round) },
-    ...(hasTarget ? target : []),
+    ...(data.target == null ? [] : target),
     { words: "Clients a round", value: (row) => row.participants_mean, write: (row) => number(row.participants_mean) },
     { words: "Model bytes", better: "low", optional: true, value: moved, write: (row) => bytes(moved(row)) },
     { words: "Time in rounds", better: "low", value: (row) => row.seconds, write: (row) => seconds(row.seconds) },
@@ -48,10 +47,9 @@ function reached(text: string): string {
 }
 
 /** How every run ended; the best cell of a column says so, by a star as well as by its weight. */
-export function CompareTable(props: Props) {
-  const { data, labels } = props;
+export function CompareTable({ data, labels }: Props) {
   const { colours } = useTheme();
-  const columns = columnsOf(props).filter((column) => !column.optional || data.table.some((row) => column.value(row) != null));
+  const columns = columnsOf(data).filter((column) => !column.optional || data.table.some((row) => column.value(row) != null));
   const winners = columns.map((column) => best(column, data.table));
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="How the runs ended, table">

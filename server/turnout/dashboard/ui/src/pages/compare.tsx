@@ -55,7 +55,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
             <Overlay data={data} labels={labels} query={query} x={x} />
           </Section>
           <Section id="compare-table" title="How they ended" tools={<Target query={query} data={data} />}>
-            <CompareTable data={data} labels={labels} hasTarget={query.has("target")} />
+            <CompareTable data={data} labels={labels} />
           </Section>
         </>
       )}
