@@ -103,7 +103,7 @@ def every_method() -> dict[str, Method]:
         Method(
             "lora-central", {"name": "lora", **OPTIONS["lora"]}, task=pooled, client={"batch_size": 4 * BATCH}
         ),
-        Method("full", grid=(1e-5, 3e-5, 1e-4, 3e-4)),
+        Method("full", grid=(3e-6, 1e-5, 3e-5, 1e-4)),
     ]
     return {method.name: method for method in found}
 
