@@ -21,6 +21,8 @@ from fleet_commands import Turnout, free_port, simulated
             "task.model=mlp",
         ),
         ("peft.name=ist", "peft.n_update_ratio=0.5", "peft.interval=1", "task.model=mlp"),
+        ("peft.name=tera", "peft.train_modes=all", "peft.aggregation=exact-als", "task.model=mlp"),
+        ("peft.name=snella", "peft.aggregation=exact-fold", "peft.total_step=6", "task.model=mlp"),
     ],
     ids=lambda chosen: chosen[0],
 )
