@@ -5,8 +5,9 @@ Names load when they are first asked for: a node process with an app of its own 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+import turnout.wire.lazy
 
 if TYPE_CHECKING:
     from turnout.client.app import client_app
@@ -44,9 +45,4 @@ _HOMES: Final = {
     "client_app": "app",
     "noisy_link": "mods",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = turnout.wire.lazy.loader(__name__, _HOMES)

@@ -6,9 +6,9 @@ alone, and no PyTorch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import turnout.wire.lazy
 from turnout.tasks.external import External
 from turnout.tasks.task import AdmmSolver, ClientData, Task
 
@@ -109,9 +109,4 @@ _HOMES: Final = {
     "load_fashion_mnist": "fashion_mnist",
     "make_partitioner": "partition",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = turnout.wire.lazy.loader(__name__, _HOMES)

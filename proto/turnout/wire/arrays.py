@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tokenize
 from io import BytesIO
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import Array
 
+from turnout.wire.declared import elements
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import NUMPY_STYPE, LazyArray, dtype_name
 from turnout.wire.grid_codes import GRID_STYPE, grid_view
@@ -79,7 +79,7 @@ def leading_view(array: Array) -> NDArray:
     A few bytes may declare a large shape: compare it with what is expected before. `view` does not read such
     arrays for that reason. Raises `LayoutError` when the bytes do not hold what the array declares.
     """
-    count, kind = _elements(array), _LEADING_KINDS.get(array.dtype)
+    count, kind = elements(array), _LEADING_KINDS.get(array.dtype)
     if kind is None or len(array.data) % kind.itemsize or len(array.data) > count * kind.itemsize:
         raise LayoutError(
             f"array of {array.dtype[:32]}{list(array.shape)} without its last zeros holds {len(array.data)} "
@@ -122,7 +122,7 @@ def _npy_view(array: Array) -> NDArray:
         raise LayoutError(f"array data is not a readable .npy block: {error!r}") from error
     if dtype.kind not in "fiub":
         raise LayoutError(f"array has dtype {dtype}, expected a float, integer or bool.")
-    count, offset = _elements(array), stream.tell()
+    count, offset = elements(array), stream.tell()
     if tuple(shape) != tuple(array.shape) or len(array.data) - offset != count * dtype.itemsize:
         raise LayoutError(
             f"array declares shape {tuple(array.shape)} but its data holds shape {tuple(shape)} in "
@@ -132,14 +132,8 @@ def _npy_view(array: Array) -> NDArray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _elements(array: Array) -> int:
-    if any(length < 0 for length in array.shape):
-        raise LayoutError(f"array declares shape {tuple(array.shape)}; lengths cannot be negative.")
-    return math.prod(array.shape)  # Python's integers: a declared shape may be absurdly large.
-
-
 def _bf16_view(array: Array) -> NDArray:
-    count = _elements(array)
+    count = elements(array)
     if len(array.data) != 2 * count:
         raise LayoutError(
             f"bfloat16 array of shape {tuple(array.shape)} needs {2 * count} bytes, got {len(array.data)}."
@@ -149,7 +143,7 @@ def _bf16_view(array: Array) -> NDArray:
 
 
 def _sign_view(array: Array) -> NDArray:
-    count = _elements(array)
+    count = elements(array)
     if len(array.data) != -(-count // 8):
         raise LayoutError(
             f"sign array of shape {tuple(array.shape)} needs {-(-count // 8)} bytes, got {len(array.data)}."

@@ -7,13 +7,13 @@ code (4, 0 for 8-bit floats); the scales; the codes, whole numbers from -most to
 
 from __future__ import annotations
 
-import math
 import struct
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array
 
+from turnout.wire.declared import FLOATS, elements
 from turnout.wire.digits import MOST_BASE, pack_digits, packed_size, unpack_digits
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
@@ -21,7 +21,6 @@ from turnout.wire.flower import dtype_name
 GRID_STYPE: Final = "turnout.grid-codes"
 _NDArray = np.ndarray[Any, np.dtype[Any]]
 _HEAD: Final = struct.Struct("<II")
-_KINDS: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _MOST_CODE: Final = (MOST_BASE - 1) // 2
 
 
@@ -59,12 +58,9 @@ def grid_view(array: Array) -> _NDArray:
 
     Raises `LayoutError` when the bytes do not hold what they declare. Scales may be any, also not finite.
     """
-    if any(length < 0 for length in array.shape):
-        raise LayoutError(f"array declares shape {tuple(array.shape)}; lengths cannot be negative.")
-    count = math.prod(array.shape)  # Python's integers: a declared shape may be absurdly large.
-    kind, data = _KINDS.get(array.dtype), memoryview(array.data)
+    count, kind, data = elements(array), FLOATS.get(array.dtype), memoryview(array.data)
     if kind is None or len(data) < _HEAD.size:
-        raise LayoutError(f"codes of {array.dtype[:32]} in {len(data)} bytes; use {', '.join(_KINDS)}.")
+        raise LayoutError(f"codes of {array.dtype[:32]} in {len(data)} bytes; use {', '.join(FLOATS)}.")
     stretches, most = _HEAD.unpack_from(data)
     middle = _HEAD.size + stretches * kind.itemsize
     size = count if most == 0 else packed_size(count, min(2 * most + 1, MOST_BASE))

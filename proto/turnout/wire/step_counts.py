@@ -17,13 +17,13 @@ import numpy as np
 from flwr.app import Array
 
 from turnout.wire.arrays import NDArray
+from turnout.wire.declared import FLOATS
 from turnout.wire.digits import MOST_BASE, pack_digits, packed_size, unpack_digits
 from turnout.wire.errors import LayoutError
 from turnout.wire.flower import dtype_name
 
 STEP_COUNTS_STYPE: Final = "turnout.step-counts"
 _HEAD: Final = struct.Struct("<dIB3x")
-_KINDS: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _MOST_STEPS: Final = (MOST_BASE - 1) // 2
 
 
@@ -73,7 +73,7 @@ def step_counts_view(array: Array, old: NDArray) -> NDArray:
     Raises `LayoutError` when the array is not one for ``old``, whose shape and dtype it must have, or the
     bytes do not hold what they declare. Numbers may be any, also not finite.
     """
-    kind = _KINDS.get(array.dtype)
+    kind = FLOATS.get(array.dtype)
     if kind is None or old.dtype != kind or tuple(array.shape) != old.shape:
         raise LayoutError(
             f"steps of {array.dtype[:32]}{list(array.shape)} do not fit {old.dtype}{list(old.shape)}."

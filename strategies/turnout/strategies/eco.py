@@ -11,7 +11,6 @@ rounding. The coefficient is derived from that law; the paper's own listing was 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from turnout.strategies.array_api import array_namespace
 from turnout.strategies.checks import choice, number, whole_number
 from turnout.strategies.coordinates import Coordinates
 from turnout.strategies.fedavg import FedAvg
-from turnout.wire import ConfigError, NDArray, register
+from turnout.wire import ConfigError, NDArray, ParameterLayout, TensorSpec, register
 from turnout.wire.grid_codes import as_grid_array
 
 
@@ -71,7 +70,7 @@ class ServerECO(FedAvg):
         m = beta * self.m.astype(np.float64) - (1 - beta) * np.asarray(self.sum.drain(self._total))
         wanted = x - eta * m
         new, scales, rng = wanted.astype(x.dtype), [], self.rng(server_round)
-        for piece, rows in self._matrices():
+        for piece, rows in self._blocks():
             block = wanted[piece].reshape(rows, -1)
             scale = self._scale(block).astype(x.dtype)
             noise = rng.random(block.shape) if self.rounding == "sr" else 0.5
@@ -92,11 +91,11 @@ class ServerECO(FedAvg):
         record, start = super().travelling(vector), 0
         if not len(self.scales):
             return record
-        specs = [spec for spec in self.layout.tensors if len(spec.shape) > 1 and spec.size]
-        for spec, (piece, rows) in zip(specs, self._matrices(), strict=True):
+        for spec in _matrices(self.layout):
+            rows = spec.shape[0]
             scale = self.scales[start : start + rows]
             start += rows
-            block = vector[piece].reshape(rows, -1)
+            block = vector[_piece(spec)].reshape(rows, -1)
             codes = np.rint(block / scale[:, np.newaxis])
             on_grid = np.array_equal(codes.astype(block.dtype) * scale[:, np.newaxis], block)
             if on_grid and spec.dtype == scale.dtype.name:
@@ -112,11 +111,16 @@ class ServerECO(FedAvg):
         largest: NDArray = np.abs(block).max(axis=1, keepdims=True)
         return np.where(largest > 0, largest, 1.0) / self._most
 
-    def _matrices(self) -> Iterator[tuple[slice, int]]:
-        """Yield where each matrix lies in the vector, and its rows; without a layout all is one row."""
+    def _blocks(self) -> list[tuple[slice, int]]:
+        """Return where each matrix lies in the vector, and its rows; without a layout all is one row."""
         if self._layout is None:
-            yield slice(0, self.m.size), 1
-            return
-        for spec in self._layout.tensors:
-            if len(spec.shape) > 1 and spec.size:
-                yield slice(spec.offset, spec.offset + spec.size), spec.shape[0]
+            return [(slice(0, self.m.size), 1)]
+        return [(_piece(spec), spec.shape[0]) for spec in _matrices(self._layout)]
+
+
+def _matrices(layout: ParameterLayout) -> list[TensorSpec]:
+    return [spec for spec in layout.tensors if len(spec.shape) > 1 and spec.size]
+
+
+def _piece(spec: TensorSpec) -> slice:
+    return slice(spec.offset, spec.offset + spec.size)
